@@ -1,0 +1,253 @@
+"""The values where both halves of robench meet: what was asked (EvalSpec), what was found (EvalRecord), what a model is
+(ModelCard).
+
+All are frozen, refuse unknown fields and carry a schema version. A change of meaning raises the version; readers refuse
+other versions with the remedy instead of guessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robench.errors import UserError
+from robench.threat_model import ThreatModel
+
+SCHEMA_VERSION = 1
+
+Precision = Literal["fp32", "tf32", "bf16", "fp64"]
+
+
+class Value(BaseModel):
+    """Base of everything that is persisted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def to_json(self) -> str:
+        """Return the value as indented JSON with a stable order of keys."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: str) -> Self:
+        """Read what :meth:`to_json` wrote; `origin` (a file's path) is named in the error for anything else."""
+        try:
+            version = json.loads(text).get("schema_version", SCHEMA_VERSION)
+        except (json.JSONDecodeError, AttributeError):
+            raise UserError(f"{origin} is no {cls.__name__}: it is not a JSON object") from None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{origin} has schema version {version}, this robench reads {SCHEMA_VERSION}; "
+                f"{'upgrade robench' if version > SCHEMA_VERSION else 'measure again'}"
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(p) for p in first["loc"])
+            raise UserError(f"{origin} is no valid {cls.__name__}: {place}: {first['msg']}") from None
+
+
+def canonical_hash(value: Any) -> str:
+    """Return the SHA-256 of a JSON value written canonically (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Configured(Value):
+    """A plugin by name, with all its parameters (defaults included), so that it can be built again."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Normalization(Value):
+    """The layer in front of the network: `(image - mean) / std` per channel, on the [0, 1] scale."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ModelIdentity(Value):
+    """The model that was asked about."""
+
+    id: str
+    """Its name in the registry, or the reference that was typed (`torchvision:resnet50`, `file.py:factory`)."""
+    weights_sha256: str
+    """Of the weights file for registered models, of the names and values of all tensors for others."""
+    architecture: Configured
+    """For models that do not come from the registry the reference itself, without parameters."""
+    normalization: Normalization | None = None
+
+
+class Examples(Value):
+    """Which examples of a split, by their positions in its stated order."""
+
+    dataset: str
+    """`mnist`, ..., `folder:NAME`, `npz:NAME`."""
+    split: Literal["train", "validation", "test"]
+    split_sha256: str
+    """Of the split's images and labels; for image folders of every file's name and size."""
+    split_size: int
+    count: int
+    """How many are evaluated. Fewer than the split's: the first `count` of the split's fixed shuffle."""
+    ids_sha256: str
+    """Of the sorted positions, as little-endian 64-bit integers."""
+
+
+class AttackIdentity(Value):
+    """An attack with everything that can change its answer."""
+
+    name: str
+    """As users know it (`pgd-20`)."""
+    entry: str
+    """The plugin's name (`pgd`)."""
+    version: int
+    parameters: dict[str, Any]
+    """Every parameter, defaults included."""
+
+
+class EvalSpec(Value):
+    """One question. Everything that can change the number is in here, and nothing else."""
+
+    schema_version: Literal[1] = 1
+    """Raise it when a field changes its meaning; old records then stay readable by old releases only."""
+    model: ModelIdentity
+    examples: Examples
+    threat: ThreatModel
+    attack: AttackIdentity
+    seed: int
+    precision: Precision
+    """Of the search; success is always judged by the plain model in fp32 (in fp64 where the search is fp64)."""
+
+    @property
+    def identity(self) -> str:
+        """Return the question's name: 16 hexadecimal digits of its hash."""
+        return canonical_hash(self.model_dump(mode="json"))[:16]
+
+
+class Proportion(Value):
+    """A share of examples with its 95 % intervals."""
+
+    successes: int
+    n: int
+    value: float
+    clopper_pearson: tuple[float, float]
+    """Exact: covers the true share with at least 95 % probability."""
+    wilson: tuple[float, float]
+    """Score interval: shorter, 95 % on average."""
+
+
+class ShardError(Value):
+    """A shard without an answer: its examples count as neither robust nor broken."""
+
+    first_id: int
+    count: int
+    kind: Literal["crash", "not-a-number", "outside-box", "outside-ball", "wrong-shape"]
+    message: str
+
+
+class Cost(Value):
+    """What the search took; the verification's passes are not in it."""
+
+    forward_passes: int
+    """Summed over examples: one image through the network once is one."""
+    backward_passes: int
+    seconds: float
+    """Wall time of attack and verification, summed over the runs that an interrupted evaluation took."""
+
+
+class Provenance(Value):
+    """How to make the same thing again."""
+
+    robench: str
+    code: str
+    """Git commit of the working tree, with `+changes` where it was not clean; the package version elsewhere."""
+    torch: str
+    python: str
+    device: str
+    threads: int
+    command: str
+    finished: str
+    """UTC, ISO 8601."""
+
+
+class EvalRecord(Value):
+    """One answer. Complete ones are written once; one with errors never ranks and may be replaced."""
+
+    schema_version: Literal[1] = 1
+    spec: EvalSpec
+    status: Literal["complete", "failed"]
+    clean: Proportion
+    """Correct on the unchanged image, of all examples evaluated."""
+    robust: Proportion
+    """Still correct after the attack, of all examples; wrong clean images count as wrong."""
+    clean_top5: Proportion | None = None
+    """Where there are more than ten classes."""
+    median_distance: float | None
+    """Of the adversarial examples found, in the threat model's norm."""
+    errors: tuple[ShardError, ...] = ()
+    cost: Cost
+    provenance: Provenance
+    outcomes_sha256: str
+    """Of the Parquet file with one row per example."""
+
+
+#: One row per example: name and Parquet type. Distances are of the returned image from the clean one.
+OUTCOME_COLUMNS: dict[str, str] = {
+    "example_id": "int64",
+    "label": "int32",
+    "clean_prediction": "int32",
+    "clean_rank": "int32",  # 0: the label has the largest logit
+    "adversarial_prediction": "int32",  # equals clean_prediction where no attack ran
+    "attacked": "bool",  # false: wrong without an attack
+    "robust": "bool",
+    "linf": "float64",
+    "l2": "float64",
+}
+
+
+class WeightsFile(Value):
+    """One file of weights beside a card."""
+
+    file: str
+    sha256: str
+    bytes: int
+    epoch: int | None = None
+    """After which epoch of training it was taken (from 1)."""
+    validation: dict[str, float] = Field(default_factory=dict)
+    """What was measured on the validation split at that epoch, e.g. `clean_accuracy`, `robust_accuracy`."""
+
+
+class ModelCard(Value):
+    """What the registry knows of a model: how to build it, where it is from, what was measured while making it."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    summary: str
+    architecture: Configured
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    parameter_count: int
+    normalization: Normalization | None
+    dataset: str
+    data_licence: str
+    threat: ThreatModel | None
+    """What it was trained against; None for standard training and for imported weights of unknown training."""
+    weights: WeightsFile
+    """The selected ones: best on the validation split."""
+    last: WeightsFile | None = None
+    """Those of the last epoch, where they are not the selected ones."""
+    recipe: dict[str, Any] | None = None
+    """The resolved recipe; None for imported weights."""
+    scale: str | None = None
+    """Says so where the run was smaller than the recipe's source: "8 of 100 epochs"."""
+    clean_accuracy: Proportion | None = None
+    """On the validation split (trained) or the test split (imported), as `clean_accuracy_split` says."""
+    clean_accuracy_split: Literal["validation", "test"] | None = None
+    clean_accuracy_data: str | None = None
+    """Hash of that split."""
+    training_seconds: float | None = None
+    provenance: Provenance
