@@ -1,0 +1,167 @@
+"""Projected gradient descent (Madry et al., arXiv:1706.06083), in L-infinity and L2."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robench.catalog import AttackEntry, PositiveFloat, PositiveInt
+from robench.losses import LOSSES
+from robench.lp_geometry import project, random_start, steepest
+from robench.random_streams import RandomStream
+from robench.threat_model import ThreatModel
+
+#: On an accelerator looking at which examples are broken makes the host wait, so it is done at intervals of steps.
+_STEPS_BETWEEN_COMPACTIONS = 5
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    random: RandomStream,
+    steps: PositiveInt = 40,
+    step_size: PositiveFloat | None = None,
+    restarts: PositiveInt = 1,
+    start: Literal["random", "image"] = "random",
+    loss: Literal["ce", "margin", "dlr"] = "ce",
+    stop_when_broken: bool = True,
+) -> Tensor:
+    """Ascend the loss by `steps` projected steepest steps; section 2.1 and 5 of the paper.
+
+    Every iterate counts, not only the last: an example that is misclassified at any step is returned as it was there and
+    costs nothing from then on. So with the same step size more steps, and more restarts, never help the defender.
+
+    Args:
+        model: images `(N, C, H, W)` in [0, 1] -> logits `(N, K)`.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)` int64.
+        threat: norm and radius.
+        random: the examples' random numbers (start points).
+        steps: gradient steps per restart.
+        step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps, which can reach
+            the ball's boundary from any start (section 5 of the paper).
+        restarts: independent runs; an example is broken if any of them breaks it.
+        start: a uniformly random point of the ball, or the image itself (then further restarts would repeat the first,
+            so they start at random points).
+        loss: `ce` cross-entropy, `margin` Carlini and Wagner's, `dlr` (3 classes or more).
+        stop_when_broken: False walks all steps whatever the prediction and returns the last iterate, of several
+            restarts the one with the largest loss: the inner maximisation of adversarial training.
+
+    Returns:
+        `(N, C, H, W)` in the ball and the box.
+    """
+    length = 2.5 * threat.radius / steps if step_size is None else step_size
+    best = images.detach().clone()
+    best_loss = torch.full(labels.shape, -torch.inf, dtype=images.dtype, device=images.device)
+    rows = torch.arange(len(images), device=images.device)
+    for restart in range(restarts):
+        x, y = images[rows], labels[rows]
+        at_random = start == "random" or restart > 0
+        begin = random_start(x, threat, random[rows].at("restart", restart)) if at_random else x
+        walk = _ascend_until_broken if stop_when_broken else _ascend
+        last, standing = walk(model, begin, x, y, threat=threat, steps=steps, length=length, loss=loss)
+        if restart == restarts - 1 and (stop_when_broken or restarts == 1):
+            best[rows] = last
+            break
+        with torch.no_grad():
+            logits = model(last)
+        value = LOSSES[loss](logits, y).to(best_loss.dtype)
+        if stop_when_broken:
+            standing &= logits.argmax(1) == y
+            best[rows] = last
+            rows = rows[standing]
+        else:
+            better = rows[value > best_loss[rows]]
+            best[better] = last[value > best_loss[rows]]
+            best_loss[better] = value[value > best_loss[rows]]
+        if len(rows) == 0:
+            break
+    return best
+
+
+def _gradient_step(
+    current: Tensor, images: Tensor, gradient: Tensor, threat: ThreatModel, length: float
+) -> Tensor:
+    return project(current + length * steepest(gradient, threat.norm), images, threat)
+
+
+def _ascend(
+    model: nn.Module,
+    begin: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    length: float,
+    loss: str,
+) -> tuple[Tensor, Tensor]:
+    """Take all steps; return the last iterates and all rows as standing."""
+    current = begin
+    for _ in range(steps):
+        current = current.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(LOSSES[loss](model(current), labels).sum(), current)
+        current = _gradient_step(current.detach(), images, gradient, threat, length)
+    return current, torch.ones_like(labels, dtype=torch.bool)
+
+
+def _ascend_until_broken(
+    model: nn.Module,
+    begin: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    length: float,
+    loss: str,
+) -> tuple[Tensor, Tensor]:
+    """Take steps with the examples that still stand; return the first broken iterates, else the last, and who stood.
+
+    The last iterates themselves are not looked at: that is one forward pass that the caller makes anyway.
+    """
+    result = begin.clone()
+    standing = torch.ones_like(labels, dtype=torch.bool)
+    interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
+    rows = torch.arange(len(images), device=images.device)
+    current = begin
+    for step in range(steps):
+        current = current.detach().requires_grad_()
+        logits = model(current)
+        correct = logits.detach().argmax(1) == labels
+        # `result` follows an example while it stands, and so keeps the iterate at which it first fell.
+        still = standing[rows]
+        result[rows] = torch.where(still.view(-1, *[1] * (images.dim() - 1)), current.detach(), result[rows])
+        standing[rows] = still & correct
+        if step % interval == 0:
+            keep = standing[rows].nonzero().squeeze(1)
+            if len(keep) == 0:
+                return result, standing
+        (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), current)
+        current = _gradient_step(current.detach(), images, gradient, threat, length)
+        if step % interval == 0 and len(keep) < len(rows):
+            rows, current, images, labels = rows[keep], current[keep], images[keep], labels[keep]
+    still = standing[rows]
+    result[rows[still]] = current[still]
+    return result, standing
+
+
+ENTRY = AttackEntry(
+    name="pgd",
+    attack=pgd,
+    summary="projected gradient steps from a random point of the ball",
+    source="Madry et al., arXiv:1706.06083, sections 2.1 and 5",
+    version=1,
+    norms=("Linf", "L2"),
+    presets={
+        "pgd-10": {"steps": 10},
+        "pgd-20": {"steps": 20},
+        "pgd-40": {"steps": 40},
+        "pgd-100": {"steps": 100},
+    },
+)
