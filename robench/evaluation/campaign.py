@@ -1,0 +1,182 @@
+"""Answer a list of questions about one model: what is known is not computed again, what was begun goes on."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from robench.classifier import Classifier, keep_large_buffers
+from robench.datasets import ImageSet
+from robench.errors import EvaluationFailed, StorageError
+from robench.evaluation.merging import merge, sort_rows, total_cost
+from robench.evaluation.shards import ShardResult, split
+from robench.evaluation.worker import Worker
+from robench.executors import Executor, in_this_process
+from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
+from robench.store import Store, outcome_sha256
+
+#: Finished shards are what an interruption leaves: small on a CPU, large enough on an accelerator to fill it.
+_SHARD_SIZE = {"cpu": 500, "cuda": 4000}
+
+
+class Progress(Protocol):
+    """Who wants to know how far an evaluation is."""
+
+    def begin(self, spec: EvalSpec, *, done: int) -> None:
+        """Start a question of which `done` examples are known from an interrupted run."""
+
+    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
+        """Count examples that were just answered, and how many of them stood."""
+
+    def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
+        """Finish a question; `known` if nothing had to be computed."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to compute: nothing in here changes an answer."""
+
+    device: torch.device
+    provenance: Callable[[], Provenance]
+    """Made when a record is."""
+    batch_size: int | None = None
+    """None finds one by trial."""
+    shard_size: int | None = None
+    save_adversarials: bool = False
+    executor: Executor = in_this_process
+
+
+class Campaign:
+    """Questions about one model on one split, and where the answers go."""
+
+    def __init__(
+        self, model: Classifier, images: ImageSet, *, store: Store, execution: Execution, progress: Progress
+    ) -> None:
+        """Take a model that passed the preflight, and the whole split."""
+        self.model, self.images, self.store = model, images, store
+        self.execution, self.progress = execution, progress
+        self._workers: dict[str, Worker] = {}
+
+    def answer(self, specs: Sequence[EvalSpec], ids: NDArray[np.int64]) -> list[EvalRecord]:
+        """Answer all questions on these examples, in order; raise EvaluationFailed after the last if any has errors."""
+        self.store.check_writable()
+        keep_large_buffers()
+        records = [self._answer(spec, ids) for spec in specs]
+        failed = [record for record in records if record.status == "failed"]
+        if failed:
+            first = failed[0]
+            raise EvaluationFailed(
+                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.name} on "
+                f"{first.spec.model.id}: {first.errors[0].kind}: {first.errors[0].message}"
+            )
+        return records
+
+    def _answer(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord:
+        known = self.store.find(spec)
+        wanted = self.execution.save_adversarials and not self._adversarials_path(spec).exists()
+        if known is not None and not wanted:
+            self.progress.end(known, self.store.record_path(spec), known=True)
+            return known
+        done = set(self.store.journal_read(spec.identity)["example_id"].tolist())
+        if self.execution.save_adversarials:
+            done &= set(self._kept_adversarials(spec)["example_ids"].tolist())
+        rest = np.array([i for i in ids.tolist() if i not in done], dtype=np.int64)
+        self.progress.begin(spec, done=len(done))
+        errors = [result.error for result in self._run(spec, rest) if result.error]
+        record, path = self._finish(spec, errors, known)
+        self.progress.end(record, path, known=False)
+        return record
+
+    def _run(self, spec: EvalSpec, ids: NDArray[np.int64]) -> Iterator[ShardResult]:
+        """Answer what is missing; every finished shard is journalled before it is counted."""
+        if spec.precision not in self._workers:
+            self._workers[spec.precision] = Worker(
+                self.model,
+                self.images,
+                device=self.execution.device,
+                precision=spec.precision,
+                batch_size=self.execution.batch_size,
+                keep_adversarials=self.execution.save_adversarials,
+            )
+        size = self.execution.shard_size or _SHARD_SIZE[self.execution.device.type]
+        for result in self.execution.executor(self._workers[spec.precision], split(spec, ids, size)):
+            if result.error is None:
+                if result.adversarial_images is not None:
+                    self._keep_adversarials(spec, result)
+                self.store.journal_write(spec.identity, result.rows, cost=result.cost)
+                robust = int(np.sum(result.rows["robust"]))
+                self.progress.advance(spec, examples=len(result.shard.ids), robust=robust)
+            yield result
+
+    def _finish(
+        self, spec: EvalSpec, errors: Sequence[ShardError], known: EvalRecord | None
+    ) -> tuple[EvalRecord, Path]:
+        rows = sort_rows([self.store.journal_read(spec.identity)])
+        record = merge(
+            spec,
+            rows,
+            cost=total_cost([self.store.journal_cost(spec.identity)]),
+            errors=errors,
+            num_classes=len(self.images.classes),
+            provenance=self.execution.provenance(),
+            outcomes_sha256=outcome_sha256(rows),
+        )
+        if known is not None and record.outcomes_sha256 != known.outcomes_sha256:
+            before, now = self.store.outcomes(known)["robust"], rows["robust"]
+            raise EvaluationFailed(
+                f"record {spec.identity} was made with other outcomes than this machine gives "
+                f"({int((before != now).sum())} of {len(now)} examples differ), so no adversarial examples of it are saved"
+            )
+        path = self.store.write(record, rows)
+        if record.status == "complete":
+            if self.execution.save_adversarials:
+                self._publish_adversarials(spec)
+            self.store.journal_clear(spec.identity)
+        return known or record, path
+
+    def _adversarials_path(self, spec: EvalSpec) -> Path:
+        return self.store.root / "adversarials" / f"{spec.identity}.safetensors"
+
+    def _kept_adversarials(self, spec: EvalSpec) -> dict[str, NDArray[Any]]:
+        """Return the adversarial images of the finished shards of an unfinished evaluation."""
+        parts: list[dict[str, NDArray[Any]]] = []
+        for path in sorted((self.store.root / ".work" / spec.identity).glob("*.safetensors")):
+            with suppress(SafetensorError):  # cut short by a full disk: computed again
+                parts.append(load_file(path))
+        empty = {"example_ids": np.empty(0, np.int64), "adversarial_images": np.empty(0, np.float32)}
+        if not parts:
+            return empty
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in empty}
+        _, first = np.unique(joined["example_ids"], return_index=True)
+        return {name: values[first] for name, values in joined.items()}
+
+    def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
+        path = self.store.root / ".work" / spec.identity / f"{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
+        assert result.adversarial_images is not None
+        _save(path, {"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images})
+
+    def _publish_adversarials(self, spec: EvalSpec) -> None:
+        _save(self._adversarials_path(spec), self._kept_adversarials(spec))
+
+
+def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write a safetensors file as a whole or not at all."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error}; free some space or choose another --workspace") from None
+

@@ -1,0 +1,263 @@
+"""One device with one model and one data set on it: attacks shards, verifies what comes back, counts what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robench import catalog
+from robench.classifier import Classifier, QueryCounter, search_copy
+from robench.datasets import ImageSet
+from robench.errors import PreflightFailed, RobenchError
+from robench.evaluation.shards import Shard, ShardResult
+from robench.evaluation.verification import find_violation
+from robench.lp_geometry import distance
+from robench.random_streams import RandomStream
+from robench.records import Cost, EvalSpec, Precision, ShardError
+
+#: Batch sizes that are tried for speed; a larger one must be faster than the best so far by this factor to be taken.
+_CANDIDATE_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
+_WORTHWHILE = 0.97
+
+
+class InvalidAnswer(Exception):  # noqa: N818 - it travels as a value, a ShardError
+    """An attack that crashed or whose answer breaks the threat model."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        """Keep the kind of a ShardError and its text."""
+        super().__init__(message)
+        self.kind = kind
+
+
+class Worker:
+    """Answers shards of questions about one model and one split."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        images: ImageSet,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int | None = None,
+        keep_adversarials: bool = False,
+    ) -> None:
+        """Place the model and, where it fits in memory, the split on the device.
+
+        Args:
+            model: the plain model, which judges; a folded and frozen copy of it is searched.
+            images: the whole split; shards name its positions.
+            device: where everything runs.
+            precision: of the search. The judge is fp32, or fp64 where the search is fp64.
+            batch_size: None finds one by trial.
+            keep_adversarials: return the images with the outcomes.
+        """
+        self.device, self.images = device, images
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.judge = model.to(device=device, dtype=self.dtype).eval()
+        self.search = QueryCounter(search_copy(self.judge, precision=precision, device=device))
+        self.batch_size = batch_size
+        self.keep_adversarials = keep_adversarials
+        self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
+        self._clean: dict[int, tuple[int, int]] = {}
+
+    def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return `(N, C, H, W)` images in [0, 1] and `(N,)` labels of these positions, on the device."""
+        if self._resident is not None:
+            images = self._resident[torch.from_numpy(ids).to(self.device)]
+        else:
+            images = torch.from_numpy(self.images.read(ids)).to(self.device)
+        return images.to(self.dtype) / 255, torch.from_numpy(self.images.labels[ids]).to(self.device)
+
+    def __call__(self, shard: Shard) -> ShardResult:
+        """Answer one shard; an attack that fails gives an error instead of rows, never a robust example."""
+        started = time.perf_counter()
+        self.search.reset()
+        parts: list[dict[str, NDArray[Any]]] = []
+        kept: list[NDArray[np.float32]] = []
+        try:
+            for ids, images, labels in self._batches(shard):
+                rows, adversarial = self._answer_within_memory(shard.spec, ids, images, labels)
+                parts.append(rows)
+                if self.keep_adversarials:
+                    kept.append(adversarial.float().cpu().numpy())
+        except InvalidAnswer as problem:
+            error = ShardError(
+                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)  # type: ignore[arg-type]
+            )
+            return ShardResult(shard, {}, self._cost(started), error)
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return ShardResult(shard, rows, self._cost(started), None, np.concatenate(kept) if kept else None)
+
+    def _cost(self, started: float) -> Cost:
+        return Cost(
+            forward_passes=self.search.forward_passes,
+            backward_passes=self.search.backward_passes,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _batches(self, shard: Shard) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+        """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
+        if self.batch_size is None:
+            self.batch_size = self._fastest_batch_size(shard.ids)
+        pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
+        if self._resident is not None:
+            yield from ((piece, *self.load(piece)) for piece in pieces)
+            return
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(self.load, pieces[0])
+            for position, piece in enumerate(pieces):
+                batch = ahead.result()
+                if position + 1 < len(pieces):
+                    ahead = reader.submit(self.load, pieces[position + 1])
+                yield piece, *batch
+
+    def _answer_within_memory(
+        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor
+    ) -> tuple[dict[str, NDArray[Any]], Tensor]:
+        """Answer a batch; where memory runs out, answer its halves, and keep to the smaller size from then on."""
+        try:
+            return self._answer(spec, ids, images, labels)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error) or len(ids) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(ids) // 2
+        self.batch_size = half
+        first, first_images = self._answer_within_memory(spec, ids[:half], images[:half], labels[:half])
+        second, second_images = self._answer_within_memory(spec, ids[half:], images[half:], labels[half:])
+        rows = {name: np.concatenate([first[name], second[name]]) for name in first}
+        return rows, torch.cat([first_images, second_images])
+
+    def _answer(
+        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor
+    ) -> tuple[dict[str, NDArray[Any]], Tensor]:
+        clean_prediction, clean_rank = self._clean_answers(ids, images, labels)
+        attacked = torch.from_numpy(clean_rank == 0).to(self.device).nonzero().squeeze(1)
+        adversarial, prediction = images.clone(), torch.from_numpy(clean_prediction).to(self.device)
+        if len(attacked):
+            found, answer = self._attack(spec, ids, images, labels, attacked)
+            adversarial[attacked], prediction[attacked] = found, answer
+        difference = adversarial.double() - images.double()
+        rows: dict[str, NDArray[Any]] = {
+            "example_id": ids,
+            "label": labels.cpu().numpy(),
+            "clean_prediction": clean_prediction,
+            "clean_rank": clean_rank,
+            "adversarial_prediction": prediction.cpu().numpy(),
+            "attacked": clean_rank == 0,
+            "robust": (prediction == labels).cpu().numpy() & (clean_rank == 0),
+            "linf": distance(difference, "Linf").cpu().numpy(),
+            "l2": distance(difference, "L2").cpu().numpy(),
+        }
+        return rows, adversarial
+
+    def _attack(
+        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return adversarial images for `rows`, valid ones, and what the judge says of them."""
+        attack = catalog.find("attacks", spec.attack.entry).load().attack
+        random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
+
+        def search(model: torch.nn.Module, some: Tensor) -> Tensor:
+            clean = images[some]
+            try:
+                found = attack(
+                    model, clean, labels[some], threat=spec.threat, random=random[some], **spec.attack.parameters
+                )
+            except RobenchError:
+                raise
+            except Exception as error:
+                if _is_out_of_memory(error):
+                    raise
+                raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
+            if violation := find_violation(found, images[some], spec.threat):
+                raise InvalidAnswer(*violation)
+            return found.detach()
+
+        adversarial = search(self.search, rows)
+        prediction = self._predict(adversarial)
+        # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
+        # may have stopped too early: those few are searched again on the judge itself.
+        standing = (prediction == labels[rows]).nonzero().squeeze(1)
+        with torch.no_grad():
+            believed = self.search(adversarial[standing]).argmax(1) if len(standing) else standing
+        again = standing[believed != labels[rows][standing]]
+        if len(again):
+            adversarial[again] = search(self.search.around(self.judge), rows[again])
+            prediction[again] = self._predict(adversarial[again])
+        return adversarial, prediction
+
+    @torch.no_grad()
+    def _predict(self, images: Tensor) -> Tensor:
+        return self.judge(images).argmax(1)
+
+    @torch.no_grad()
+    def _clean_answers(
+        self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return prediction and rank of the label; each image is classified once for all questions."""
+        if not all(int(i) in self._clean for i in ids):
+            logits = self.judge(images)
+            if not bool(torch.isfinite(logits).all()):
+                row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
+                raise PreflightFailed(f"the model returns NaN or infinity for the clean example {int(ids[row])}")
+            prediction, rank = logits.argmax(1), rank_of(logits, labels)
+            answers = zip(prediction.tolist(), rank.tolist(), strict=True)
+            self._clean |= dict(zip(ids.tolist(), answers, strict=True))
+        answers_of = np.array([self._clean[int(i)] for i in ids], dtype=np.int64)
+        return answers_of[:, 0], answers_of[:, 1]
+
+    def _fastest_batch_size(self, ids: NDArray[np.int64]) -> int:
+        """Time one gradient at growing batch sizes; stop where larger ones are no faster per image or do not fit."""
+        best, best_time = min(len(ids), _CANDIDATE_SIZES[0]), float("inf")
+        largest = len(ids) if self.device.type == "cuda" else min(len(ids), 512)
+        for size in _CANDIDATE_SIZES:
+            if size > largest:
+                break
+            images, labels = self.load(ids[:size])
+            try:
+                self._gradient(images[: size // 2], labels[: size // 2])  # warm-up: memory, kernels
+                seconds = self._gradient(images, labels) / size
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                break
+            if seconds > best_time * _WORTHWHILE:
+                break
+            best, best_time = size, seconds
+        return best
+
+    def _gradient(self, images: Tensor, labels: Tensor) -> float:
+        """Return the seconds that one forward and backward pass take."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        images = images.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(self.search.model(images), labels)
+        torch.autograd.grad(loss, images)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def rank_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many classes come before the label, `(N,)`: 0 is the prediction; ties go to the lower class."""
+    true = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > true) | ((logits == true) & (classes < labels[:, None]))
+    return before.sum(1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+

@@ -1,0 +1,125 @@
+"""From what somebody asked to the list of questions (EvalSpec), and what answering them will cost. Pure, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from robench import catalog
+from robench.errors import UserError
+from robench.records import (
+    AttackIdentity,
+    EvalRecord,
+    EvalSpec,
+    Examples,
+    ModelIdentity,
+    Precision,
+    Value,
+)
+from robench.threat_model import ThreatModel
+
+DEFAULT_SUITE = "baseline"
+
+
+class Suite(Value):
+    """A list of attacks under a name."""
+
+    summary: str
+    source: str
+    attacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be known about one model on one set of examples."""
+
+    model: ModelIdentity
+    examples: Examples
+    threats: Sequence[ThreatModel]
+    attacks: Sequence[str]
+    """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
+    seed: int = 0
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an evaluation will cost at most: an example that falls early costs less."""
+
+    gradient_passes: int
+    """Forward and backward passes, summed over the examples."""
+    seconds: float | None
+    """From earlier evaluations of the same architecture on the same kind of device; None without any."""
+
+
+def load_suite(name: str) -> Suite:
+    """Return the suite of that name; its attacks are looked up at once, so a wrong one is an error of the file."""
+    plugin = catalog.find("suites", name)
+    try:
+        suite = Suite.model_validate(plugin.facts)
+        for attack in suite.attacks:
+            attack_settings(attack)
+    except (ValueError, UserError) as error:
+        raise catalog.PluginError(plugin.path, f"is no valid suite: {error}") from None
+    return suite
+
+
+def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
+    """Read `NAME` or `NAME:key=value,key=value`; return the attack and all its parameters."""
+    name, colon, assignments = text.partition(":")
+    plugin = catalog.find("attacks", name.strip())
+    overrides: dict[str, str] = {}
+    for assignment in assignments.split(",") if colon else []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"attack {text!r}: {assignment!r} is not key=value; write {name}:steps=50,restarts=3")
+        overrides[key.strip()] = value.strip()
+    return plugin, plugin.settings(overrides)
+
+
+def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
+    """Return the attack with everything that can change its answer; refuse a norm that it has no form for."""
+    plugin, parameters = attack_settings(text)
+    if threat.norm not in plugin.facts["norms"]:
+        raise UserError(
+            f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
+        )
+    return AttackIdentity(
+        name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters
+    )
+
+
+def plan(request: Request) -> list[EvalSpec]:
+    """Return the questions in the order given, threat models outermost, each once."""
+    specs = {}
+    for threat in request.threats:
+        for text in request.attacks:
+            spec = EvalSpec(
+                model=request.model,
+                examples=request.examples,
+                threat=threat,
+                attack=identify_attack(text, threat),
+                seed=request.seed,
+                precision=request.precision,
+            )
+            specs[spec.identity] = spec
+    return list(specs.values())
+
+
+def estimate(spec: EvalSpec, earlier: Iterable[EvalRecord], device: str) -> Estimate:
+    """Return the most that `spec` can cost, in passes and, where something similar was measured, in seconds."""
+    parameters = spec.attack.parameters
+    steps, restarts = int(parameters.get("steps") or 1), int(parameters.get("restarts") or 1)
+    passes = spec.examples.count * steps * restarts
+    similar = [
+        r.cost
+        for r in earlier
+        if r.spec.model.architecture == spec.model.architecture
+        and r.spec.examples.dataset == spec.examples.dataset
+        and r.provenance.device == device
+        and r.cost.backward_passes
+    ]
+    if not similar:
+        return Estimate(passes, None)
+    per_pass = sum(c.seconds for c in similar) / sum(c.backward_passes for c in similar)
+    return Estimate(passes, passes * per_pass)

@@ -1,0 +1,1 @@
+"""Suites: one TOML file each, a list of attacks that are run together (`summary`, `source`, `attacks`)."""
