@@ -98,6 +98,8 @@ class ArchitectureEntry:
     parameter_counts: Mapping[str, int]
     """Published number of parameters of the family and of its presets, in their published form."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preset_shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """`input_shape` of the presets that were published for other images."""
 
 
 @dataclass(frozen=True, kw_only=True)
