@@ -1,0 +1,62 @@
+"""The command line: `robench COMMAND`. Thin: each command reads its options, calls the library and prints.
+
+Every error that robench raises on purpose is one line on standard error and an exit status (2: what was asked for is wrong;
+3: an evaluation failed); Ctrl-C is 130. Nothing here imports torch before a command needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from robench.cli import browsing, demonstrating, evaluating, importing, ranking, training
+from robench.errors import RobenchError
+
+app = typer.Typer(
+    name="robench",
+    help="Robustness benchmarking of image classifiers: train, evaluate, rank.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("train")(training.train)
+app.command("eval")(evaluating.evaluate)
+app.command("leaderboard")(ranking.leaderboard)
+app.command("demo")(demonstrating.demo)
+app.command("list")(browsing.list_catalog)
+app.command("show")(browsing.show)
+app.command("import")(importing.import_model)
+app.command("data")(browsing.data)
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; return its exit status."""
+    try:
+        return int(app(args=arguments, standalone_mode=False) or 0)
+    except RobenchError as error:
+        return _say(str(error), error.exit_code)
+    except TyperException as error:
+        return _say(f"{error.format_message()} (see robench {' '.join(arguments[:1])} --help)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted; what was finished is kept, the same command goes on from there", 130)
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}:
+            raise
+        return _say(f"cannot write {error.filename}: {error.strerror}; choose another --workspace", 2)
+
+
+def _say(problem: str, status: int) -> int:
+    """Print a problem as one line (messages that list keys side by side keep their lines)."""
+    print(f"robench: {problem}", file=sys.stderr)
+    return status

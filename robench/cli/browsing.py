@@ -1,0 +1,155 @@
+"""`robench list`, `robench show` and `robench data`: what there is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robench import catalog
+from robench.cli.options import DataRootOption, JsonOption, WorkspaceOption, percent, print_json, print_table
+from robench.errors import UnknownName
+from robench.records import ModelCard
+from robench.registry import cards
+from robench.workspace import Workspace
+
+
+class Listing(StrEnum):
+    """What can be listed."""
+
+    MODELS = "models"
+    RECIPES = "recipes"
+    DATASETS = "datasets"
+    ARCHITECTURES = "architectures"
+    ATTACKS = "attacks"
+    DEFENSES = "defenses"
+    SUITES = "suites"
+    LEADERBOARDS = "leaderboards"
+
+
+def list_catalog(
+    kind: Annotated[Listing, typer.Argument(help="What to list.")],
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """List what there is of one kind.
+
+    Example: robench list attacks
+    """
+    if kind is Listing.MODELS:
+        found = [model_summary(card) for _, card in cards(Workspace.locate(workspace)).values()]
+    else:
+        found = [
+            {"name": p.name, "summary": _summary(p), "source": str(p.facts.get("source", ""))}
+            for p in catalog.plugins(kind.value).values()
+        ]
+    if json_output:
+        print_json(found)
+        return
+    if not found:
+        print(f"no {kind.value} yet; `robench train RECIPE` or `robench import WEIGHTS` makes one")
+        return
+    print_table(list(found[0]), [[str(v) for v in row.values()] for row in found])
+
+
+def model_summary(card: ModelCard) -> dict[str, Any]:
+    """Return the facts of a card that a listing shows."""
+    clean = card.clean_accuracy
+    return {
+        "name": card.id,
+        "dataset": card.dataset,
+        "architecture": card.architecture.name,
+        "trained against": str(card.threat) if card.threat else "-",
+        "clean accuracy": f"{percent(clean)} ({card.clean_accuracy_split})" if clean else "-",
+        "scale": card.scale or "full",
+    }
+
+
+def _summary(plugin: catalog.Plugin) -> str:
+    fixed = ", ".join(f"{k}={v}" for k, v in plugin.preset.items())
+    return f"{plugin.facts.get('summary', '')}" + (f" ({fixed})" if fixed else "")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A model, recipe, data set, architecture, attack, defense, suite or leaderboard.")],
+    workspace: WorkspaceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show everything that is known of a name: parameters with defaults, source, parameter count, card.
+
+    Example: robench show pgd-20
+    """
+    found = description(name, Workspace.locate(workspace))
+    if json_output:
+        print_json(found)
+        return
+    for entry in found:
+        parameters = entry.pop("parameters", None)
+        print_table(["", ""], [[k, _text(v)] for k, v in entry.items()], title=f"{entry['kind']} {name}")
+        if parameters:
+            rows = [[p["name"], p["type"], _text(p["value"])] for p in parameters]
+            print_table(["parameter", "type", "value"], rows)
+
+
+def description(name: str, workspace: Workspace) -> list[dict[str, Any]]:
+    """Return one dictionary per thing of that name; raise UnknownName with the nearest names of all kinds."""
+    models = cards(workspace)
+    found: list[dict[str, Any]] = []
+    if name in models:
+        folder, card = models[name]
+        found.append({"kind": "model", "folder": folder.name, **card.model_dump(mode="json", exclude_none=True)})
+    found += [_plugin(catalog.plugins(kind)[name]) for kind in catalog.KINDS if name in catalog.plugins(kind)]
+    if not found:
+        known = {n for kind in catalog.KINDS for n in catalog.plugins(kind)} | set(models)
+        raise UnknownName("name", name, known)
+    return found
+
+
+def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
+    kind = catalog.KINDS[plugin.kind]
+    facts = {k: v for k, v in plugin.facts.items() if k not in {"name", "presets"}}
+    found = {"kind": kind.singular, "file": f"robench/{kind.folder}/{plugin.path.name}", **facts}
+    if plugin.kind == "architectures":
+        count = plugin.facts["parameter_counts"].get(plugin.name)
+        found.pop("parameter_counts")
+        found |= {"parameter count": count if count is not None else "not published"}
+    if plugin.kind == "datasets":
+        found["classes"] = len(plugin.facts["classes"]) or "by the folder"
+    if plugin.parameters:
+        fixed = plugin.preset
+        found["parameters"] = [
+            {
+                "name": p.name,
+                "type": p.annotation,
+                "value": fixed.get(p.name, "required" if p.required else p.default),
+            }
+            for p in plugin.parameters.values()
+        ]
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_text(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(v) for v in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def data(
+    name: Annotated[str, typer.Argument(help="mnist or cifar10.")],
+    data_root: DataRootOption = None,
+) -> None:
+    """Download a data set by torchvision into the data root, and check it.
+
+    Example: robench data mnist
+    """
+    from robench.datasets import download, open_split
+
+    catalog.find("datasets", name)
+    workspace = Workspace.locate(None, data_root)
+    download(name, workspace.data_root)
+    sizes = {split: len(open_split(name, split, workspace)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    print(f"{name}: {', '.join(f'{n:,} {s}' for s, n in sizes.items())} images in {Path(workspace.data_root)}")

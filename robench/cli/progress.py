@@ -1,0 +1,99 @@
+"""Progress bars: drawn on standard error where it is a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from robench.records import EvalRecord, EvalSpec
+
+#: Seconds between lines where no bar can be drawn.
+_INTERVAL = 15.0
+
+
+class Bars:
+    """One bar per piece of work; a context manager."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Draw nothing if `quiet`."""
+        self.quiet = quiet
+        self.console = Console(stderr=True)
+        self.drawn = self.console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self._said: dict[TaskID, float] = {}
+
+    def __enter__(self) -> Bars:
+        if self.drawn:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._progress.stop()
+
+    def add(self, description: str, total: float) -> TaskID:
+        """Begin a piece of work."""
+        task = self._progress.add_task(description, total=total, note="")
+        self._said[task] = time.monotonic()
+        return task
+
+    def update(self, task: TaskID, completed: float, note: str = "") -> None:
+        """Say how much of it is done."""
+        self._progress.update(task, completed=completed, note=note)
+        if self.drawn or self.quiet or time.monotonic() - self._said[task] < _INTERVAL:
+            return
+        self._said[task] = time.monotonic()
+        state = self._progress.tasks[self._progress.task_ids.index(task)]
+        print(f"{state.description}: {completed:,.0f}/{state.total:,.0f} {note}", file=sys.stderr, flush=True)
+
+    def finish(self, task: TaskID, line: str) -> None:
+        """End a piece of work and leave a line that says what came out."""
+        self._progress.remove_task(task)
+        if not self.quiet:
+            self.console.print(line, highlight=False, markup=False)
+
+
+class EvaluationBar:
+    """Shows a campaign's questions one after another (:class:`robench.evaluation.campaign.Progress`)."""
+
+    def __init__(self, bars: Bars) -> None:
+        """Draw on `bars`."""
+        self.bars = bars
+        self.task: TaskID | None = None
+        self.done = self.fresh = self.robust = 0
+
+    def begin(self, spec: EvalSpec, *, done: int) -> None:
+        """Start a bar; examples of an interrupted run are done already."""
+        self.done, self.fresh, self.robust = done, 0, 0
+        self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
+        self.bars.update(self.task, done)
+
+    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
+        """Move the bar; the note is the robust accuracy of what this run has answered so far."""
+        self.done, self.fresh, self.robust = self.done + examples, self.fresh + examples, self.robust + robust
+        assert self.task is not None
+        self.bars.update(self.task, self.done, f"robust {100 * self.robust / self.fresh:.1f} %")
+
+    def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
+        """Leave a line with the result."""
+        spec = record.spec
+        line = (
+            f"{spec.model.id} {spec.attack.name} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
+            f"robust {100 * record.robust.value:.2f} % of {record.robust.n:,}"
+        )
+        if self.task is None:
+            self.task = self.bars.add("", 1)
+        self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
+        self.task = None
+

@@ -1,0 +1,72 @@
+"""`robench train`: a recipe becomes a registered model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from robench.cli.browsing import model_summary
+from robench.cli.options import (
+    DataRootOption,
+    DeviceOption,
+    JsonOption,
+    WorkspaceOption,
+    command_line,
+    print_json,
+    print_table,
+    resolve_device,
+)
+from robench.errors import UserError
+from robench.recipe import apply_settings, load_recipe
+from robench.workspace import Workspace
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a .toml file.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value: epochs=3, optimizer.lr=0.01, defense.steps=7. Repeatable.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The model's name (default: the recipe's).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an interrupted run away and begin again.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a registered model of that name.")] = False,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
+    workspace: WorkspaceOption = None,
+    data_root: DataRootOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Train a model and register it: the best epoch on the validation split, and the last one.
+
+    Example: robench train mnist-pgd --set epochs=2 --out my-first-model
+    """
+    if precision not in {"fp32", "tf32", "bf16"}:
+        raise UserError(f"--precision {precision!r} is unknown; write fp32, tf32 or bf16")
+    if resume and restart:
+        raise UserError("--resume and --restart exclude each other; give one of them")
+    resolved = apply_settings(load_recipe(recipe), settings or ())
+    place = Workspace.locate(workspace, data_root)
+    target = resolve_device(device)
+
+    from robench.cli.progress import Bars, TrainingBar
+    from robench.training import train as run
+
+    with Bars(quiet=json_output) as bars:
+        card = run(
+            resolved,
+            name=out or recipe.removesuffix(".toml").rpartition("/")[2],
+            workspace=place,
+            device=target,
+            precision=precision,
+            resume=resume,
+            restart=restart,
+            replace=replace,
+            progress=TrainingBar(bars),
+            command=command_line(),
+        )
+    if json_output:
+        print_json(card.model_dump(mode="json"))
+        return
+    print_table(["", ""], [[k, str(v)] for k, v in model_summary(card).items()], title="Registered")
+    print(f"next: robench eval --model {card.id}")

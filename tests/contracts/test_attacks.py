@@ -1,0 +1,142 @@
+"""What every attack of the catalog promises; a new file in robench/attacks/ is tested by itself."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from robench import catalog
+from robench.evaluation.verification import find_violation
+from robench.lp_geometry import distance
+from robench.random_streams import RandomStream
+from robench.threat_model import NORMS, ThreatModel
+from tests.models import Linear, SmallNet, numbers, pictures
+
+ATTACKS = list(catalog.plugins("attacks").values())
+CASES = [(p, norm) for p in ATTACKS for norm in p.facts["norms"]]
+IDS = [f"{p.name}-{norm}" for p, norm in CASES]
+each_attack = pytest.mark.parametrize(("plugin", "norm"), CASES, ids=IDS)
+
+
+def run(plugin, model, images, labels, threat, *, seed=0, ids=None):
+    random = RandomStream(seed, torch.arange(len(images)) if ids is None else ids)
+    return plugin.load().attack(model, images, labels, threat=threat, random=random, **plugin.settings())
+
+
+def threat_of(norm, radius):
+    return ThreatModel(norm=norm, epsilon=radius)
+
+
+def linear_problem(count=40, classes=5, pixels=16):
+    model = Linear(classes, pixels).requires_grad_(False)
+    images = pictures(count)
+    labels = model(images).argmax(1)
+    return model, images, labels
+
+
+@pytest.mark.parametrize("plugin", ATTACKS, ids=lambda p: p.name)
+def test_entry_agrees_with_its_file(plugin):
+    entry = plugin.load()
+    assert entry.name == plugin.entry
+    assert set(entry.norms) <= set(NORMS)
+    assert entry.version >= 1
+    supplied = [p.name for p in inspect.signature(entry.attack).parameters.values()][:3]
+    assert supplied == ["model", "images", "labels"]
+    assert any(word in entry.source for word in ("arXiv", "doi", "equation", "section")), "the source names a paper"
+
+
+@each_attack
+def test_finds_every_linear_example_a_tenth_beyond_its_margin(plugin, norm):
+    model, images, labels = linear_problem(classes=2)
+    margins = model.margins(images, labels, norm)
+    for row in range(0, len(images), 8):
+        threat = threat_of(norm, str(round(1.1 * float(margins[row]), 9)))
+        if threat.radius > 0.35:  # the box would bind
+            continue
+        found = run(plugin, model, images[row : row + 1], labels[row : row + 1], threat)
+        assert model(found).argmax(1) != labels[row], f"margin {margins[row]:.4f}, radius {threat.radius:.4f}"
+
+
+@each_attack
+def test_breaks_no_linear_example_within_its_margin(plugin, norm):
+    model, images, labels = linear_problem()
+    margins = model.margins(images, labels, norm)
+    radius = float(margins.median())
+    found = run(plugin, model, images, labels, threat_of(norm, str(round(radius, 6))))
+    broken = model(found).argmax(1) != labels
+    assert not (broken & (margins > radius * (1 + 1e-9))).any()
+    assert broken.any()
+
+
+@each_attack
+@pytest.mark.parametrize("epsilon", ["1/255", "0.3", "1"])
+def test_stays_in_ball_and_box(plugin, norm, epsilon):
+    model = SmallNet().eval().requires_grad_(False).float()
+    images = (0.5 + 0.4 * numbers(12, 1, 4, 4)).clamp(0, 1).float()
+    threat = threat_of(norm, epsilon)
+    found = run(plugin, model, images, torch.arange(12) % 5, threat)
+    assert find_violation(found, images, threat) is None
+    assert found.dtype == images.dtype
+
+
+@each_attack
+def test_changes_nothing_that_it_was_given(plugin, norm):
+    model = SmallNet().eval().double()
+    model.features[0].weight.requires_grad_(False)
+    images, labels = pictures(6), torch.arange(6) % 5
+    before = [t.clone() for t in (images, labels, *model.state_dict().values())]
+    flags = [p.requires_grad for p in model.parameters()]
+    generator = torch.random.get_rng_state()
+    run(plugin, model, images, labels, threat_of(norm, "0.1"))
+    after = (images, labels, *model.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+    assert torch.equal(generator, torch.random.get_rng_state())
+    assert not images.requires_grad
+
+
+@each_attack
+def test_answer_belongs_to_the_example_not_to_its_batch(plugin, norm):
+    model = SmallNet().eval().requires_grad_(False)
+    model.double()
+    images, labels, threat = pictures(9), torch.arange(9) % 5, threat_of(norm, "0.05")
+    whole = run(plugin, model, images, labels, threat)
+    again = run(plugin, model, images, labels, threat)
+    assert torch.equal(whole, again)
+    for rows in (torch.tensor([4]), torch.tensor([7, 2, 5])):
+        part = run(plugin, model, images[rows], labels[rows], threat, ids=rows)
+        assert torch.allclose(part, whole[rows], atol=1e-9)
+
+
+@each_attack
+def test_takes_no_examples_and_one(plugin, norm):
+    model = SmallNet().eval().double()
+    threat = threat_of(norm, "0.1")
+    for count in (0, 1):
+        images = pictures(count)
+        found = run(plugin, model, images, torch.zeros(count, dtype=torch.int64), threat)
+        assert found.shape == images.shape
+
+
+@each_attack
+@pytest.mark.parametrize("classes", [2, 3, 4, 9, 10, 1000])
+def test_takes_any_number_of_classes(plugin, norm, classes):
+    model = Linear(classes, 16).requires_grad_(False)
+    images = pictures(4)
+    labels = model(images).argmax(1)
+    found = run(plugin, model, images, labels, threat_of(norm, "0.5"))
+    assert distance(found - images, norm).max() <= 0.5 + 1e-9
+
+
+@each_attack
+def test_vanishing_gradients_give_a_valid_answer(plugin, norm):
+    model = Linear(3, 16)
+    model.weight.data.zero_()
+    images = pictures(3)
+    threat = threat_of(norm, "0.1")
+    found = run(plugin, model.requires_grad_(False), images, torch.zeros(3, dtype=torch.int64), threat)
+    assert find_violation(found, images, threat) is None
