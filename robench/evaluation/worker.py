@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,7 @@ class Worker:
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.judge = model.to(device=device, dtype=self.dtype).eval()
+        self.judge = copy.deepcopy(model).to(device=device, dtype=self.dtype).eval()
         self.search = QueryCounter(search_copy(model, precision=precision, device=device))
         self.second_search = QueryCounter(self.judge)
         self.allow_tf32 = precision == "tf32"
@@ -134,8 +135,10 @@ class Worker:
         try:
             return self._answer(spec, ids, images, labels)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or len(ids) == 1:
+            if not _is_out_of_memory(error):
                 raise
+            if len(ids) == 1:
+                raise InvalidAnswer("crash", f"one example does not fit in memory: {error}") from error
         torch.cuda.empty_cache()
         half = len(ids) // 2
         self.batch_size = half
