@@ -1,4 +1,4 @@
-"""Labelled images in folders: one folder for each class, one file for each image, decoded when they are read."""
+"""Image folders: one folder for each class, one file for each image, decoded when it is read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FileImages:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the hash of how the images are prepared and of all files' names and sizes in bytes, by name."""
+        """Return the hash of the preparation, the classes, and every file's name and size, sorted by name."""
         digest = hashlib.sha256(f"files {self.image_shape} resized={self.resized} {self.classes}\n".encode())
         for file in sorted(self.files):
             digest.update(f"{file} {(self.root / file).stat().st_size}\n".encode())
@@ -55,7 +55,7 @@ class FileImages:
         return len(self.files)
 
     def read(self, positions: Positions) -> Pixels:
-        """Return the images at `positions` (n,) as (n, C, H, W) uint8; UnsafeFile names a file that is damaged."""
+        """Return the images at `positions` (n,) as (n, C, H, W) uint8; UnsafeFile names a damaged file."""
         images = np.empty((len(positions), *self.image_shape), np.uint8)
         with ThreadPoolExecutor(WORKERS) as pool:
             for row, image in enumerate(pool.map(self._decode, positions.tolist())):
@@ -86,8 +86,8 @@ class FileImages:
 def central(image: Image.Image) -> Image.Image:
     """Return the central 224 x 224 pixels of the image resized (bilinear) to a shorter side of 256.
 
-    Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them, so that published models see the
-    pixels they were measured on.
+    Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them, so that published models
+    see the pixels they were measured on.
     """
     shorter = min(image.size)
     width, height = (SHORTER_SIDE * side // shorter for side in image.size)
@@ -99,9 +99,10 @@ def central(image: Image.Image) -> Image.Image:
 def load(path: Path, split: str) -> FileImages:
     """Return the `train` or `test` split of an image folder.
 
-    The folder holds `train/CLASS/FILE` and `test/CLASS/FILE` (or `val/`), or just `CLASS/FILE`, all of it test images.
-    Images of one size are taken as they are (grey if all are), others are resized and cropped as ImageNet's.
-    Raises MissingData, UserError for a folder without that layout, UnsafeFile for files that are no images.
+    The folder holds `train/CLASS/FILE` and `test/CLASS/FILE` (or `val/`), or just `CLASS/FILE`, all of it
+    test images. Images of one size are taken as they are (grey if all are), others are resized and cropped as
+    ImageNet's. Raises MissingData, UserError for a folder without that layout, UnsafeFile for files that are
+    no images.
     """
     folders = split_folders(path)
     if split not in folders:
@@ -111,7 +112,7 @@ def load(path: Path, split: str) -> FileImages:
 
 
 def split_folders(path: Path) -> Mapping[str, Path]:
-    """Return the folders of the training and the test images, those that exist; `test/` goes before `val/`."""
+    """Return the folders of the training and the test images that exist; `test/` goes before `val/`."""
     if not path.is_dir():
         raise MissingData(f"{path} is no folder; name one that holds train/CLASS/FILE and test/CLASS/FILE")
     places = {"train": [path / "train"], "test": [path / "test", path / "val"]}
@@ -124,9 +125,9 @@ def listed(
 ) -> FileImages:
     """Return a split's files without opening them.
 
-    The classes are the names of the training folders (of the test folders, where there is no training split), sorted.
-    Test images are ordered by class, then name; training images take a fixed shuffle of that order, so that the
-    validation split holds all classes.
+    The classes are the names of the training folders (of the test folders, where there is no training split),
+    sorted. Test images are ordered by class, then name; training images take a fixed shuffle of that order,
+    so that the validation split holds all classes.
     """
     names = _files(folders[split])
     classes = tuple(_class_folders(folders.get("train", folders[split])))
