@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ class FileImages:
         """Return the hash of the preparation, the classes, and every file's name and size, sorted by name."""
         digest = hashlib.sha256(f"files {self.image_shape} resized={self.resized} {self.classes}\n".encode())
         for file in sorted(self.files):
-            digest.update(f"{file} {(self.root / file).stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{file} {(self.root / file).stat().st_size}\n"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -69,11 +70,8 @@ class FileImages:
     def _decode(self, position: int) -> Pixels:
         path = self.root / self.files[position]
         channels, *size = self.image_shape
-        try:
-            with Image.open(path) as file:
-                image = file.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports damage in all three ways
-            raise UnsafeFile(f"{path} is damaged or no image: {error}") from None
+        with _opened(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
         if self.resized:
             image = central(image)
         elif [image.height, image.width] != size:
@@ -176,21 +174,23 @@ def _common_shape(folders: Mapping[str, Path]) -> tuple[int, int, int] | None:
     for folder in folders.values():
         for name, files in _files(folder).items():
             for file in files:
-                size, mode = _header(folder / name / file)
-                sizes.add(size)
-                modes.add(mode)
+                with _opened(folder / name / file) as image:
+                    sizes.add(image.size)
+                    modes.add(image.mode)
                 if len(sizes) > 1:
                     return None
     ((width, height),) = sizes
     return (1 if modes <= {"1", "L"} else 3), height, width
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Give an image of which only the header is read yet."""
     try:
         with Image.open(path) as image:
-            size, mode = image.size, image.mode
-    except (OSError, SyntaxError, ValueError) as error:
+            if image.mode[0] in "IF":
+                raise UserError(f"{path} has pixels of mode {image.mode}; images have 8 bits a channel")
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow reports damage in all of these ways.
         raise UnsafeFile(f"{path} is damaged or no image: {error}") from None
-    if mode[0] in "IF":
-        raise UserError(f"{path} has pixels of mode {mode}; images have 8 bits a channel")
-    return size, mode

@@ -7,7 +7,7 @@ from what was remembered.
 
 from __future__ import annotations
 
-import pickle  # noqa: S403, TID251 - the published files are pickles; find_class below lets none of them run code
+import pickle  # noqa: TID251 - the published files are pickles; find_class below lets none run code
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ DAMAGE = (
     IndexError,
     AttributeError,
     MemoryError,
+    OverflowError,
+    RecursionError,
 )
 
 
@@ -49,7 +51,7 @@ class Inert:
         self.state = state
 
 
-class InertUnpickler(pickle.Unpickler):  # noqa: TID251 - the safe reader itself
+class InertUnpickler(pickle.Unpickler):
     """Builds numbers, texts, lists, dicts and Inert objects, nothing else."""
 
     def find_class(self, module: str, name: str) -> type[Inert]:
@@ -60,7 +62,7 @@ class InertUnpickler(pickle.Unpickler):  # noqa: TID251 - the safe reader itself
 
 
 def read_batch(path: Path) -> tuple[Pixels, Positions]:
-    """Return a batch file's images as (N, 3, 32, 32) uint8 and labels as (N,) int64; UnsafeFile names the file."""
+    """Return a file's images as (N, 3, 32, 32) uint8 and labels as (N,) int64; UnsafeFile names the file."""
     try:
         with path.open("rb") as file:
             batch = InertUnpickler(file, encoding="latin1").load()
@@ -76,7 +78,7 @@ def read_batch(path: Path) -> tuple[Pixels, Positions]:
 
 
 def _array(recorded: Inert) -> Pixels:
-    """Put together the uint8 array whose pickled state (version, shape, dtype, Fortran order, bytes) was recorded."""
+    """Put together the array whose state (version, shape, dtype, Fortran order, bytes) was recorded."""
     _, shape, dtype, is_fortran, content = recorded.state
     if dtype.arguments[0] != "u1" or is_fortran:
         raise ValueError("not a C-ordered uint8 array")

@@ -18,7 +18,7 @@ BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_bat
 
 
 def load(root: Path, split: str) -> ArrayImages:
-    """Return the 50,000 training or the 10,000 test images of `root`, in an order that does not depend on the files'.
+    """Return the 50,000 training or 10,000 test images, in an order that does not depend on the files'.
 
     `root/cifar10.npz` is read where there is one, else `root/cifar-10-batches-py/`. Both come to the same
     order, hence the same hash and the same example ids: :func:`canonical_order`.
@@ -47,7 +47,7 @@ def load(root: Path, split: str) -> ArrayImages:
 
 
 def canonical_order(images: Pixels, labels: Positions) -> Positions:
-    """Return the positions in the stated order: any permutation of the same images is brought to the same sequence.
+    """Return the positions in the stated order, which is the same for any permutation of the images.
 
     Inside a class images are sorted by the SHA-256 of their pixels (CHW); then the classes take turns, 0, 1,
     ..., 9, 0, ..., those that run out being left out. Every prefix is as balanced as the classes allow.
