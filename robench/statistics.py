@@ -30,7 +30,7 @@ def proportion(successes: int, n: int) -> Proportion:
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the score interval of E. B. Wilson (JASA 22, 1927): the shares p at which a z-test keeps `successes / n`.
+    """Return the score interval: the shares that a z-test does not reject (E. B. Wilson, JASA 22, 1927).
 
     Raises UserError unless 0 <= successes <= n and n >= 1.
     """

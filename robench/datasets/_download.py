@@ -14,8 +14,8 @@ DOWNLOADERS = {"mnist": "MNIST", "cifar10": "CIFAR10"}
 def download(dataset: str, root: Path) -> None:
     """Fetch `dataset` into the data root `root`; files that are there, whole, are left alone.
 
-    Raises UserError for a data set that cannot be fetched, StorageError where `root` cannot be written, MissingData where
-    the network or the mirrors fail.
+    Raises UserError for a data set that cannot be fetched, StorageError where `root` cannot be written,
+    MissingData where the network or the mirrors fail.
     """
     catalog.find("datasets", dataset)
     if dataset not in DOWNLOADERS:
@@ -38,5 +38,6 @@ def missing(dataset: str, root: Path, wanted: str) -> MissingData:
     """Return the error for a data set of which `wanted` (a path below the data root) is not there."""
     fetch = f"run `robench data {dataset} --download`, or " if dataset in DOWNLOADERS else ""
     return MissingData(
-        f"{dataset} is not in {root} (no {wanted}); {fetch}name the folder that has it by --data-root or ROBENCH_DATA"
+        f"{dataset} is not in {root} (no {wanted}); {fetch}"
+        "name the folder that has it by --data-root or ROBENCH_DATA"
     )

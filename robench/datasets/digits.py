@@ -12,8 +12,8 @@ from robench.datasets import ArrayImages
 from robench.errors import MissingData, UnsafeFile
 
 
-def load(_root: Path | None, split: str) -> ArrayImages:
-    """Return the images whose position in the file has remainder 4 by 5 (test), or the others (train), in its order.
+def load(_root: Path, split: str) -> ArrayImages:
+    """Return every fifth image of the file, from position 4 (test), or the others (train), in its order.
 
     The file's values 0..16 become `round(value * 255 / 16)`.
     """
@@ -41,7 +41,7 @@ ENTRY = DatasetEntry(
     name="digits",
     load=load,
     summary="1,797 handwritten digits, grey, 8 x 8; bundled with scikit-learn, nothing to fetch",
-    source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (test part), UCI, doi:10.24432/C50P49",
+    source="Alpaydin and Kaynak: Optical Recognition of Handwritten Digits, test part, doi:10.24432/C50P49",
     licence="CC BY 4.0 (UCI Machine Learning Repository)",
     classes=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
     image_shape=(1, 8, 8),
