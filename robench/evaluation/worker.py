@@ -152,7 +152,8 @@ class Worker:
     ) -> tuple[dict[str, NDArray[Any]], Tensor]:
         clean_prediction, clean_rank = self._clean_answers(ids, images, labels)
         attacked = torch.from_numpy(clean_rank == 0).to(self.device).nonzero().squeeze(1)
-        adversarial, prediction = images.clone(), torch.from_numpy(clean_prediction).to(self.device)
+        adversarial = images.clone()
+        prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         if len(attacked):
             found, answer = self._attack(spec, ids, images, labels, attacked)
             adversarial[attacked], prediction[attacked] = found, answer

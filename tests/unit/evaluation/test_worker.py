@@ -37,7 +37,7 @@ def images(model):
     return ArrayImages(images=pixels.numpy(), labels=labels.numpy(), classes=tuple("abcde"), origin="test")
 
 
-def spec_of(images, attack="pgd-10", threat="Linf@0.1", precision="fp64", seed=0):
+def spec_of(images, attack="pgd-10", threat="Linf@0.05", precision="fp64", seed=0):
     examples, ids = select_examples(images, dataset="digits", split="test", count=None)
     identity = ModelIdentity(id="m", weights_sha256="0" * 64, architecture=Configured(name="small"))
     request = planning.Request(identity, examples, [ThreatModel.parse(threat)], [attack], seed, precision)
@@ -55,7 +55,7 @@ def rows_of(results):
     return sort_rows([r.rows for r in results])
 
 
-@pytest.mark.parametrize("threat", ["Linf@0.1", "L2@0.4"])
+@pytest.mark.parametrize("threat", ["Linf@0.05", "L2@0.15"])
 def test_batch_size_and_shards_change_no_outcome_in_float64(model, images, threat):
     spec, ids = spec_of(images, threat=threat)
     expected = rows_of(answer(model, images, spec, ids, batch_size=64))
@@ -82,7 +82,7 @@ def test_rows_say_what_happened(model, images):
 
 def test_more_steps_and_restarts_never_help_the_defender(model, images):
     shares = []
-    for attack in ("pgd-10:step_size=0.02", "pgd-20:step_size=0.02", "pgd-20:step_size=0.02,restarts=3"):
+    for attack in ("pgd-10:step_size=0.01", "pgd-20:step_size=0.01", "pgd-20:step_size=0.01,restarts=3"):
         spec, ids = spec_of(images, attack=attack)
         shares.append(rows_of(answer(model, images, spec, ids))["robust"])
     assert (shares[0] >= shares[1]).all()
