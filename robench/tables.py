@@ -16,7 +16,7 @@ from typing import Literal
 from robench.records import Proportion
 
 Role = Literal["rank", "model", "label", "accuracy", "amount"]
-"""What a column holds: the rank, the model, other text, a share of examples in [0, 1], a count or duration."""
+"""What a column holds: the rank, the model, other text, a share of examples in [0, 1], a count or a time."""
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -58,9 +58,9 @@ class Column:
 class Table:
     """Rows of cells under columns, best row first, rows without a rank last.
 
-    Raises ValueError where it breaks its contract: unequal lengths, a key that comes twice, not exactly one rank
-    and one model column, ranks that do not follow from the ranking column (equal values share the better rank),
-    or a row without a rank whose rank cell has no note that says why.
+    Raises ValueError where it breaks its contract: unequal lengths, a key that comes twice, not exactly one
+    rank and one model column, ranks that do not follow from the ranking column (equal values share the better
+    rank), or a row without a rank whose rank cell has no note that says why.
     """
 
     name: str
@@ -113,9 +113,10 @@ def proportion_cell(proportion: Proportion, *, record: Path | None = None, note:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (Wilson, J. Am. Stat. Assoc. 22, 1927); [0, 1] for n = 0.
+    """Return the 95 % score interval of a proportion; [0, 1] for n = 0.
 
-    In closed form, because the reading half starts without scipy.
+    Wilson, Probable inference, the law of succession, J. Am. Stat. Assoc. 22 (1927). In closed form, because
+    the reading half starts without scipy.
     """
     if n == 0:
         return 0.0, 1.0
