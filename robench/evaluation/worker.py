@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
-from robench.classifier import Classifier, QueryCounter, search_copy
+from robench.classifier import Classifier, QueryCounter, frozen, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import PreflightFailed, RobenchError
 from robench.evaluation.shards import Shard, ShardResult
@@ -61,8 +62,10 @@ class Worker:
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.judge = model.to(device=device, dtype=self.dtype).eval()
-        self.search = QueryCounter(search_copy(self.judge, precision=precision, device=device))
+        self.judge = copy.deepcopy(model).to(device=device, dtype=self.dtype).eval()
+        self.search = QueryCounter(search_copy(model, precision=precision, device=device))
+        self.second_search = QueryCounter(self.judge)
+        self.allow_tf32 = precision == "tf32"
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
@@ -79,7 +82,7 @@ class Worker:
     def __call__(self, shard: Shard) -> ShardResult:
         """Answer one shard; an attack that fails gives an error instead of rows, never a robust example."""
         started = time.perf_counter()
-        self.search.reset()
+        before = self._passes()
         parts: list[dict[str, NDArray[Any]]] = []
         kept: list[NDArray[np.float32]] = []
         try:
@@ -92,14 +95,20 @@ class Worker:
             error = ShardError(
                 first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)  # type: ignore[arg-type]
             )
-            return ShardResult(shard, {}, self._cost(started), error)
+            return ShardResult(shard, {}, self._cost(before, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return ShardResult(shard, rows, self._cost(started), None, np.concatenate(kept) if kept else None)
+        images = np.concatenate(kept) if kept else None
+        return ShardResult(shard, rows, self._cost(before, started), None, images)
 
-    def _cost(self, started: float) -> Cost:
+    def _passes(self) -> tuple[int, int]:
+        counters = self.search, self.second_search
+        return sum(c.forward_passes for c in counters), sum(c.backward_passes for c in counters)
+
+    def _cost(self, before: tuple[int, int], started: float) -> Cost:
+        forward, backward = self._passes()
         return Cost(
-            forward_passes=self.search.forward_passes,
-            backward_passes=self.search.backward_passes,
+            forward_passes=forward - before[0],
+            backward_passes=backward - before[1],
             seconds=time.perf_counter() - started,
         )
 
@@ -126,8 +135,10 @@ class Worker:
         try:
             return self._answer(spec, ids, images, labels)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or len(ids) == 1:
+            if not _is_out_of_memory(error):
                 raise
+            if len(ids) == 1:
+                raise InvalidAnswer("crash", f"one example does not fit in memory: {error}") from error
         torch.cuda.empty_cache()
         half = len(ids) // 2
         self.batch_size = half
@@ -141,7 +152,8 @@ class Worker:
     ) -> tuple[dict[str, NDArray[Any]], Tensor]:
         clean_prediction, clean_rank = self._clean_answers(ids, images, labels)
         attacked = torch.from_numpy(clean_rank == 0).to(self.device).nonzero().squeeze(1)
-        adversarial, prediction = images.clone(), torch.from_numpy(clean_prediction).to(self.device)
+        adversarial = images.clone()
+        prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         if len(attacked):
             found, answer = self._attack(spec, ids, images, labels, attacked)
             adversarial[attacked], prediction[attacked] = found, answer
@@ -169,9 +181,10 @@ class Worker:
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
             try:
-                found = attack(
-                    model, clean, labels[some], threat=spec.threat, random=random[some], **spec.attack.parameters
-                )
+                with tensor_float32(allowed=self.allow_tf32 and model is self.search):
+                    found = attack(
+                        model, clean, labels[some], threat=spec.threat, random=random[some], **spec.attack.parameters
+                    )
             except RobenchError:
                 raise
             except Exception as error:
@@ -183,7 +196,7 @@ class Worker:
             return found.detach()
 
         adversarial = search(self.search, rows)
-        prediction = self._predict(adversarial)
+        prediction = self._judged(adversarial).argmax(1)
         # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
         # may have stopped too early: those few are searched again on the judge itself.
         standing = (prediction == labels[rows]).nonzero().squeeze(1)
@@ -191,21 +204,24 @@ class Worker:
             believed = self.search(adversarial[standing]).argmax(1) if len(standing) else standing
         again = standing[believed != labels[rows][standing]]
         if len(again):
-            adversarial[again] = search(self.search.around(self.judge), rows[again])
-            prediction[again] = self._predict(adversarial[again])
+            with frozen(self.judge):
+                adversarial[again] = search(self.second_search, rows[again])
+            prediction[again] = self._judged(adversarial[again]).argmax(1)
         return adversarial, prediction
 
     @torch.no_grad()
-    def _predict(self, images: Tensor) -> Tensor:
-        return self.judge(images).argmax(1)
+    def _judged(self, images: Tensor) -> Tensor:
+        """Return the plain model's logits, without TF32 whatever the process allows."""
+        with tensor_float32(allowed=False):
+            logits: Tensor = self.judge(images)
+        return logits
 
-    @torch.no_grad()
     def _clean_answers(
         self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return prediction and rank of the label; each image is classified once for all questions."""
         if not all(int(i) in self._clean for i in ids):
-            logits = self.judge(images)
+            logits = self._judged(images)
             if not bool(torch.isfinite(logits).all()):
                 row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
                 raise PreflightFailed(f"the model returns NaN or infinity for the clean example {int(ids[row])}")

@@ -1,0 +1,75 @@
+"""Adversarial training with projected gradient descent (Madry et al., arXiv:1706.06083), in L-infinity and L2."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from robench.attacks.pgd import pgd
+from robench.catalog import DefenseEntry, PositiveFloat, PositiveInt, Probability
+from robench.classifier import frozen, mode
+from robench.defenses import LossParts
+from robench.losses import cross_entropy
+from robench.random_streams import RandomStream
+from robench.threat_model import ThreatModel, exact_fraction
+
+
+def pgd_training(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    random: RandomStream,
+    progress: float,
+    threat: ThreatModel,
+    steps: PositiveInt = 10,
+    step_size: PositiveFloat | None = None,
+    start: Literal["random", "image"] = "random",
+    attack_mode: Literal["eval", "train"] = "train",
+    warmup: Probability = 0.0,
+) -> LossParts:
+    """Return the mean cross-entropy at the images that PGD finds in the ball: equation (2.1) of the paper.
+
+    Args:
+        model: the network, in training mode.
+        images: `(N, C, H, W)` in [0, 1].
+        labels: `(N,)` int64.
+        random: the examples' random numbers (start points).
+        progress: share of the training that is done.
+        threat: norm and radius.
+        steps: gradient steps of the inner maximisation.
+        step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps.
+        start: a random point of the ball, or the image itself.
+        attack_mode: the network's mode during the inner maximisation. `train`, as in the paper's code, normalises by the
+            batch and updates running statistics with the iterates; `eval` uses the running statistics.
+        warmup: share of the training over which radius and step size grow linearly from 0. At Linf@0.3 on MNIST training
+            with the full radius from the start can remain at constant predictions for epochs.
+    """
+    if progress < warmup:
+        share = exact_fraction(progress / warmup)
+        threat = threat.model_copy(update={"epsilon": threat.epsilon * share})
+        step_size = None if step_size is None else step_size * float(share)
+    with frozen(model), mode(model, training=attack_mode == "train"):
+        adversarial = pgd(
+            model,
+            images,
+            labels,
+            threat=threat,
+            random=random.at("pgd_training"),
+            steps=steps,
+            step_size=step_size,
+            start=start,
+            stop_when_broken=False,
+        )
+    logits = model(adversarial)
+    accuracy = (logits.detach().argmax(1) == labels).float().mean()
+    return LossParts(cross_entropy(logits, labels).mean(), {"accuracy": accuracy})
+
+
+ENTRY = DefenseEntry(
+    name="pgd_training",
+    objective=pgd_training,
+    summary="cross-entropy at the worst images that PGD finds in the ball",
+    source="Madry et al., arXiv:1706.06083, equation (2.1)",
+)

@@ -1,0 +1,312 @@
+"""Recipes: how a model is trained, as a value. A TOML file of `robench/recipes/` maps one to one on :class:`Recipe`.
+
+Nothing here imports torch: a recipe is read, checked against the catalog and changed by `--set` in milliseconds.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+
+from robench import catalog
+from robench.catalog import PositiveInt
+from robench.errors import UserError, suggestion
+from robench.records import Configured, Normalization, Value
+from robench.threat_model import ThreatModel, exact_fraction
+
+
+def _real(value: Any) -> Any:
+    """Read "2/255" as a number; what is no number is left for the type to refuse."""
+    if isinstance(value, str):
+        return float(exact_fraction(value))
+    return value
+
+
+def _threat(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return ThreatModel.parse(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+PositiveReal = Annotated[float, BeforeValidator(_real), Field(gt=0, allow_inf_nan=False)]
+NonNegativeReal = Annotated[float, BeforeValidator(_real), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_real), Field(ge=0, lt=1)]
+OpenShare = Annotated[float, BeforeValidator(_real), Field(gt=0, lt=1)]
+#: Written `Linf@8/255`.
+Threat = Annotated[ThreatModel, BeforeValidator(_threat), PlainSerializer(str, return_type=str)]
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("must ascend")
+    return values
+
+
+class NoAugmentation(Value):
+    """Images as they are."""
+
+    name: Literal["none"] = "none"
+
+
+class CropFlip(Value):
+    """A random crop of the image padded with zeros, and a mirror image in half of the cases."""
+
+    name: Literal["crop-flip"]
+    pad: PositiveInt = 4
+    """Pixels on each side."""
+    flip: bool = True
+
+
+class Sgd(Value):
+    """Stochastic gradient descent; the weight decay is added to the gradient."""
+
+    name: Literal["sgd"]
+    lr: PositiveReal
+    momentum: Share = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeReal = 0.0
+
+
+class Adam(Value):
+    """Adam (Kingma and Ba, arXiv:1412.6980) with its paper's betas; the weight decay is added to the gradient."""
+
+    name: Literal["adam"]
+    lr: PositiveReal
+    weight_decay: NonNegativeReal = 0.0
+
+
+class Constant(Value):
+    """The same learning rate throughout, after a linear warm-up."""
+
+    name: Literal["constant"] = "constant"
+    warmup: NonNegativeReal = 0.0
+    """In epochs."""
+
+
+class Step(Value):
+    """The learning rate times `factor` at each milestone."""
+
+    name: Literal["step"]
+    milestones: Annotated[tuple[PositiveReal, ...], Field(min_length=1), AfterValidator(_ascending)]
+    """In epochs, fractions allowed."""
+    factor: OpenShare = 0.1
+    warmup: NonNegativeReal = 0.0
+    """In epochs."""
+
+
+class Cosine(Value):
+    """Half a cosine from the learning rate to 0 (Loshchilov and Hutter, arXiv:1608.03983, without restarts)."""
+
+    name: Literal["cosine"]
+    warmup: NonNegativeReal = 0.0
+    """In epochs."""
+
+
+class OneCycle(Value):
+    """Linearly from 0 to the learning rate and back to 0 (Smith, arXiv:1708.07120; Wong et al., arXiv:2001.03994)."""
+
+    name: Literal["one-cycle"]
+    peak: OpenShare = 0.3
+    """Share of the training after which the learning rate is largest."""
+
+
+class Selection(Value):
+    """Which epoch's weights become the model: the best on the validation split."""
+
+    metric: Literal["robust_accuracy", "clean_accuracy"]
+    attack: str | None = None
+    """A name of the attacks' catalog (`pgd-10`), run as it stands there; None measures clean accuracy only."""
+    threat: Threat | None = None
+    """None: the one that is trained against."""
+    examples: PositiveInt | None = None
+    """How many of the validation split; None: all."""
+    every: PositiveInt = 1
+    """In epochs; the last epoch is always measured."""
+
+
+class Recipe(Value):
+    """Everything that decides what comes out of a training, except the machine."""
+
+    summary: str
+    source: str
+    """Paper, and what of it."""
+    scale: str | None = None
+    """Says so where this is smaller than the source: "8 of 100 epochs"."""
+    dataset: str
+    architecture: Configured
+    normalization: Normalization | None = None
+    defense: Configured
+    threat: Threat | None = None
+    """What is trained against."""
+    augmentation: Annotated[NoAugmentation | CropFlip, Field(discriminator="name")] = NoAugmentation()
+    optimizer: Annotated[Sgd | Adam, Field(discriminator="name")]
+    schedule: Annotated[Constant | Step | Cosine | OneCycle, Field(discriminator="name")] = Constant()
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    averaging: OpenShare | None = None
+    """Decay per step of an exponential moving average of the weights, which then is the model."""
+    selection: Selection
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        against = self.selection.threat or self.threat
+        if self.selection.attack and against is None:
+            raise ValueError("selection.attack needs selection.threat, or the recipe's threat")
+        if self.selection.metric == "robust_accuracy" and self.selection.attack is None:
+            raise ValueError("selection.metric robust_accuracy needs selection.attack, such as pgd-10")
+        if isinstance(self.optimizer, Sgd) and self.optimizer.nesterov and self.optimizer.momentum == 0:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
+            raise ValueError("normalization.mean and normalization.std differ in length")
+        return self
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Return the recipe of that name, or of that `.toml` file; raise UserError that names what is wrong in it."""
+    if not name_or_path.endswith(".toml"):
+        return parse_recipe(catalog.find("recipes", name_or_path).facts, origin=f"recipe {name_or_path}")
+    try:
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"recipe {name_or_path} cannot be read: {error.strerror}") from None
+    try:
+        return parse_recipe(tomllib.loads(text), origin=f"recipe {name_or_path}")
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name_or_path} is no valid TOML: {error}") from None
+
+
+def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
+    """Check a recipe's values against the types and the catalog; plugins get all their parameters, defaults included.
+
+    Raises UserError that starts with `origin` and names the key, the value and what would be accepted.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_problem(error, values)}") from None
+    if ":" not in recipe.dataset:
+        # `folder:PATH` and `npz:PATH` are data sets by themselves.
+        catalog.find("datasets", recipe.dataset)
+    if recipe.selection.attack:
+        catalog.find("attacks", recipe.selection.attack)
+    return recipe.model_copy(
+        update={
+            "architecture": _resolved("architectures", recipe.architecture),
+            "defense": _resolved("defenses", recipe.defense),
+        }
+    )
+
+
+def _resolved(kind: str, configured: Configured) -> Configured:
+    plugin = catalog.find(kind, configured.name)
+    return Configured(name=configured.name, parameters=plugin.settings(configured.parameters))
+
+
+def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """Say in one line what is wrong, by the first of pydantic's findings."""
+    first = error.errors()[0]
+    # The variant of a union stands in the location too, after the key that holds it: no key of the file.
+    variants = {get_args(m.model_fields["name"].annotation)[0] for m in _variants()}
+    place = [str(p) for p in first["loc"] if p not in variants]
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}; {suggestion(place[-1], _known_keys(place[:-1], values))}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r}: {message}" if key else message
+
+
+def _variants() -> list[type[Value]]:
+    return [NoAugmentation, CropFlip, Sgd, Adam, Constant, Step, Cosine, OneCycle]
+
+
+_GROUPS: Mapping[str, tuple[type[Value], ...]] = {
+    "architecture": (Configured,),
+    "defense": (Configured,),
+    "normalization": (Normalization,),
+    "augmentation": (NoAugmentation, CropFlip),
+    "optimizer": (Sgd, Adam),
+    "schedule": (Constant, Step, Cosine, OneCycle),
+    "selection": (Selection,),
+}
+
+
+def _known_keys(place: Sequence[str], values: Mapping[str, Any]) -> Iterable[str]:
+    """Return the keys that a recipe may have at `place`: of the chosen variant, where there are several."""
+    if not place:
+        return Recipe.model_fields
+    chosen = values[place[0]].get("name")
+    for model in _GROUPS[place[0]]:
+        if len(_GROUPS[place[0]]) == 1 or chosen in get_args(model.model_fields["name"].annotation):
+            return model.model_fields
+    return ()
+
+
+def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Return the recipe with `KEY=VALUE` settings applied, each typed by its field.
+
+    `optimizer.lr=2/255`, `threat=none`, `schedule.milestones=[30, 40]`, `defense.steps=10` (short for
+    `defense.parameters.steps=10`). Changing a `name` drops what belongs to the former choice alone. Fewer epochs than the
+    recipe's are said in `scale`. Raises UserError for a wrong key or value, naming the nearest key.
+    """
+    values = recipe.model_dump(mode="json")
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {setting}: write KEY=VALUE, such as epochs=3 or optimizer.lr=0.1")
+        _assign(values, key.strip().split("."), _value(text.strip()))
+    changed = parse_recipe(values, origin="--set")
+    if changed.epochs < recipe.epochs and changed.scale == recipe.scale:
+        note = f"{changed.epochs} of {recipe.epochs} epochs"
+        return changed.model_copy(update={"scale": f"{note}; {recipe.scale}" if recipe.scale else note})
+    return changed
+
+
+def _value(text: str) -> Any:
+    """Turn typed text into what a TOML file would hold where text alone cannot say it; fields type the rest."""
+    if text.lower() == "none":
+        return None
+    if text.startswith(("[", "{")):
+        try:
+            return tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            return text
+    return text
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    group, *rest = path
+    if group not in Recipe.model_fields:
+        raise UserError(f"--set {'.'.join(path)}: unknown key {group}; {suggestion(group, Recipe.model_fields)}")
+    if not rest:
+        values[group] = value
+        return
+    if group not in _GROUPS:
+        raise UserError(f"--set {'.'.join(path)}: {group} is a single value; write {group}=VALUE")
+    if group in {"architecture", "defense"} and rest[0] not in Configured.model_fields:
+        rest = ["parameters", *rest]
+    target = dict(values[group] or {})
+    if rest == ["name"] and value != target.get("name"):
+        target = _kept(group, target, value)
+    if len(rest) == 1:
+        target[rest[0]] = value
+    elif len(rest) == 2 and rest[0] == "parameters":
+        target["parameters"] = {**target.get("parameters", {}), rest[1]: value}
+    else:
+        raise UserError(f"--set {'.'.join(path)}: there is no key below {group}.{rest[0]}")
+    values[group] = target
+
+
+def _kept(group: str, former: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """Return what of a group's values the variant `name` has too; another plugin shares no parameter."""
+    shared = _known_keys([group], {group: {"name": name}}) if len(_GROUPS[group]) > 1 else ()
+    return {key: value for key, value in former.items() if key in shared}

@@ -1,0 +1,52 @@
+"""Intervals of proportions: every accuracy that robench states carries two."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+from robench.errors import UserError
+from robench.records import Proportion
+
+LEVEL = 0.95
+
+
+def proportion(successes: int, n: int) -> Proportion:
+    """Return the share `successes / n` with its 95 % Clopper-Pearson and Wilson intervals.
+
+    Raises UserError unless 0 <= successes <= n and n >= 1.
+    """
+    _check(successes, n)
+    # Imported here: it brings scipy and pandas, a second that no listing should wait for.
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="beta")
+    return Proportion(
+        successes=successes,
+        n=n,
+        value=successes / n,
+        clopper_pearson=(float(low), float(high)),
+        wilson=wilson(successes, n),
+    )
+
+
+def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the score interval: the shares that a z-test does not reject (E. B. Wilson, JASA 22, 1927).
+
+    Raises UserError unless 0 <= successes <= n and n >= 1.
+    """
+    _check(successes, n)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * (successes * (n - successes) / n + z * z / 4) ** 0.5
+    # At 0 and n one end is the observed share itself; rounding must not put it outside [0, 1].
+    return (
+        0.0 if successes == 0 else max(0.0, centre - half),
+        1.0 if successes == n else min(1.0, centre + half),
+    )
+
+
+def _check(successes: int, n: int) -> None:
+    if not 0 <= successes <= n or n < 1:
+        raise UserError(
+            f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes"
+        )

@@ -1,0 +1,43 @@
+"""Optimisers as recipes name them, and the moving average of weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from robench.recipe import Adam, Sgd
+
+
+def build_optimizer(settings: Sgd | Adam, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of all weights; the loop sets the learning rate before each step."""
+    if isinstance(settings, Adam):
+        return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def averaged_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the network that holds the moving average; it takes no gradient."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, *, decay: float, step: int) -> None:
+    """Move the average towards the weights after step `step` (from 0), running statistics included.
+
+    The decay grows as (1 + step) / (10 + step) up to `decay`, so that the initial weights are forgotten early.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    current = model.state_dict()
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(current[name], weight)
+        else:
+            value.copy_(current[name])
