@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
 _DEFAULT_EXAMPLES = 1000
 
+#: What models from these places classify unless --dataset says otherwise.
+_EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
+
 
 def evaluate(
     model: Annotated[
@@ -128,28 +131,35 @@ class Job:
 
 def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
-    loaded: LoadedModel | None = None
-    card: ModelCard | None = None
-    if is_reference(name):
-        from robench.checkpoints import load_model
-
-        loaded = load_model(name, options.workspace, device=resolve_device(options.device))
-        identity = loaded.identity
-    else:
-        _, card = find_card(name, options.workspace)
-        identity = identity_of(card)
-    dataset = options.dataset or (card.dataset if card else "imagenet" if name.startswith(("torchvision:", "timm:")) else None)
+    card = None if is_reference(name) else find_card(name, options.workspace)[1]
+    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
         raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
+    loaded: LoadedModel | None = None
+    if card is None:
+        loaded = _load(name, images, options)
     count = options.examples
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
-    chosen, ids = select_examples(images, dataset=facts.name, split="test", count=count)
+    chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
     return Job(identity, card, images, ids, planning.plan(request), loaded)
+
+
+def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
+    from robench.checkpoints import load_model
+
+    return load_model(
+        name,
+        options.workspace,
+        device=resolve_device(options.device),
+        input_shape=images.image_shape,
+        num_classes=len(images.classes),
+    )
 
 
 def run(
@@ -168,15 +178,14 @@ def run(
         return [record for record in known if record is not None]
     import torch
 
-    from robench.checkpoints import load_model
-    from robench.classifier import preflight
     from robench.cli.progress import Bars, EvaluationBar
     from robench.evaluation.campaign import Campaign, Execution
+    from robench.preflight import preflight
     from robench.provenance import provenance
 
     store.check_writable()
     device = resolve_device(options.device)
-    loaded = job.loaded or load_model(job.identity.id, options.workspace, device=device)
+    loaded = job.loaded or _load(job.identity.id, job.images, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)
