@@ -38,7 +38,9 @@ pytestmark = pytest.mark.parametrize("name", sorted(plugins("datasets")))
 
 
 @pytest.fixture(scope="module")
-def workspace_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
+def workspace_of(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Workspace]:
     """Where a data set's files are: bundled ones have none, ImageNet has a small stand-in."""
     empty = tmp_path_factory.mktemp("empty")
 

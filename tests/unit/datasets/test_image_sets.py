@@ -33,7 +33,8 @@ def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from robench.datasets import open_split; from robench.workspace import Workspace;"
         "open_split('digits', 'test', Workspace.locate());"
-        "sys.exit(','.join({'torch', 'torchvision', 'scipy', 'pandas', 'sklearn'} & set(sys.modules)) or None)"
+        "sys.exit(','.join({'torch', 'torchvision', 'scipy', 'pandas', 'sklearn'} & set(sys.modules)) or "
+        "None)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -75,8 +76,8 @@ def test_digits_are_scikit_learns(workspace: Workspace) -> None:
 
 
 def test_fixed_shuffle_is_splitmix64() -> None:
-    # The first outputs of the published generator for seed 0 are e220a8397b1dcdaf, 6e789e6aa1b965f4, 06c45d188009454f
-    # and f88bb8a8724c81ec, so the third is the smallest, the second comes next, ...
+    # The first outputs of the published generator for seed 0 are e220a8397b1dcdaf, 6e789e6aa1b965f4,
+    # 06c45d188009454f and f88bb8a8724c81ec, so the third is the smallest, the second comes next, ...
     assert fixed_shuffle(4).tolist() == [2, 1, 0, 3]
     assert sorted(fixed_shuffle(5000).tolist()) == list(range(5000))
     assert abs(np.corrcoef(fixed_shuffle(5000), np.arange(5000))[0, 1]) < 0.05
@@ -94,7 +95,9 @@ def test_hash_changes_with_every_part() -> None:
         one.part(1, 20),
         ArrayImages(images=changed_pixel, labels=one.labels, classes=one.classes, origin="here"),
         ArrayImages(images=one.images, labels=changed_label, classes=one.classes, origin="here"),
-        ArrayImages(images=one.images.reshape(20, 1, 1, 4), labels=one.labels, classes=one.classes, origin="here"),
+        ArrayImages(
+            images=one.images.reshape(20, 1, 1, 4), labels=one.labels, classes=one.classes, origin="here"
+        ),
     ]
     assert len({images.sha256 for images in variants}) == len(variants)
     strided = ArrayImages(
@@ -132,7 +135,10 @@ def test_arrays_that_do_not_fit(change: dict[str, Any], message: str) -> None:
 def test_selection_is_recorded_without_paths() -> None:
     examples, positions = select_examples(grey(), dataset="npz:/home/me/faces.v2.npz", split="test", count=3)
     assert examples.dataset == "npz:faces.v2"
-    assert examples.ids_sha256 == hashlib.sha256(b"".join(int(p).to_bytes(8, "little") for p in positions)).hexdigest()
+    assert (
+        examples.ids_sha256
+        == hashlib.sha256(b"".join(int(p).to_bytes(8, "little") for p in positions)).hexdigest()
+    )
     for count in (0, -1, 21):
         with pytest.raises(UserError, match=f"{count} examples of digits test cannot be chosen; it has 20"):
             select_examples(grey(), dataset="digits", split="test", count=count)
@@ -159,8 +165,8 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return fetch
 
     datasets = ModuleType("torchvision.datasets")
-    datasets.MNIST, datasets.CIFAR10 = downloader("MNIST"), downloader("CIFAR10")  # type: ignore[attr-defined]
-    package = ModuleType("torchvision")
+    datasets.MNIST, datasets.CIFAR10 = downloader("MNIST"), downloader("CIFAR10")  # type:
+    ignore[attr-defined] package = ModuleType("torchvision")
     package.datasets = datasets  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
