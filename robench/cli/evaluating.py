@@ -29,6 +29,8 @@ from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
+    import torch
+
     from robench.checkpoints import LoadedModel
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
@@ -130,19 +132,18 @@ def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
     loaded: LoadedModel | None = None
     card: ModelCard | None = None
-    if is_reference(name):
-        from robench.checkpoints import load_model
-
-        loaded = load_model(name, options.workspace, device=resolve_device(options.device))
-        identity = loaded.identity
-    else:
+    if not is_reference(name):
         _, card = find_card(name, options.workspace)
-        identity = identity_of(card)
     dataset = options.dataset or (card.dataset if card else "imagenet" if name.startswith(("torchvision:", "timm:")) else None)
     if dataset is None:
         raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
+    if card is not None:
+        identity = identity_of(card)
+    else:
+        loaded = _load(name, images, options, resolve_device(options.device))
+        identity = loaded.identity
     count = options.examples
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
@@ -150,6 +151,13 @@ def prepare(name: str, options: Options) -> Job:
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
     return Job(identity, card, images, ids, planning.plan(request), loaded)
+
+
+def _load(name: str, images: ImageSet, options: Options, device: torch.device) -> LoadedModel:
+    from robench.checkpoints import load_model
+
+    shape, classes = images.image_shape, len(images.classes)
+    return load_model(name, options.workspace, device=device, input_shape=shape, num_classes=classes)
 
 
 def run(
@@ -168,15 +176,14 @@ def run(
         return [record for record in known if record is not None]
     import torch
 
-    from robench.checkpoints import load_model
-    from robench.classifier import preflight
     from robench.cli.progress import Bars, EvaluationBar
     from robench.evaluation.campaign import Campaign, Execution
+    from robench.preflight import preflight
     from robench.provenance import provenance
 
     store.check_writable()
     device = resolve_device(options.device)
-    loaded = job.loaded or load_model(job.identity.id, options.workspace, device=device)
+    loaded = job.loaded or _load(job.identity.id, job.images, options, device)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)
