@@ -12,7 +12,6 @@ from robench.cli.options import percent, print_table
 from robench.planning import load_suite
 from robench.recipe import load_recipe
 from robench.registry import cards
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
@@ -33,6 +32,7 @@ def demo(
     import torch
 
     from robench.cli.progress import Bars, TrainingBar
+    from robench.store import Store
     from robench.training import train
 
     for name in _RECIPES:

@@ -20,16 +20,16 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.datasets import ImageSet, dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
+    from robench.datasets import ImageSet
+    from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
 _DEFAULT_EXAMPLES = 1000
@@ -76,6 +76,8 @@ def evaluate(
 
     Example: robench eval --model mnist-pgd --suite baseline --all
     """
+    from robench.store import Store
+
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
@@ -131,6 +133,8 @@ class Job:
 
 def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
+    from robench.datasets import dataset_facts, open_split, select_examples
+
     card = None if is_reference(name) else find_card(name, options.workspace)[1]
     dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
