@@ -44,7 +44,7 @@ def test_unknown_names_are_told_apart(workspace: Workspace) -> None:
     with pytest.raises(UnknownName, match="did you mean 'cifar10'"):
         open_split("cifar100", "test", workspace)
     with pytest.raises(UnknownName, match="did you mean 'validation'"):
-        open_split("digits", "valid", workspace)  # type: ignore[arg-type]
+        open_split("digits", "valid", workspace)
     for name in ("zip:a.zip", "npz:", ":x"):
         with pytest.raises(UserError, match="write folder:PATH or npz:PATH"):
             open_split(name, "test", workspace)
@@ -54,7 +54,7 @@ def test_unknown_names_are_told_apart(workspace: Workspace) -> None:
 def test_missing_data_says_how_to_get_it(name: str, workspace: Workspace) -> None:
     for split in ("train", "validation", "test"):
         with pytest.raises(MissingData) as error:
-            open_split(name, split, workspace)  # type: ignore[arg-type]
+            open_split(name, split, workspace)
         text = str(error.value)
         assert str(workspace.data_root) in text
         assert "--data-root or ROBENCH_DATA" in text
@@ -68,7 +68,7 @@ def test_digits_are_scikit_learns(workspace: Workspace) -> None:
     known = load_digits()
     test = np.arange(len(known.target)) % 5 == 4
     for split, rows in (("train", np.flatnonzero(~test)[:-200]), ("test", np.flatnonzero(test))):
-        images = open_split("digits", split, workspace)  # type: ignore[arg-type]
+        images = open_split("digits", split, workspace)
         pixels = images.read(np.arange(len(images)))
         np.testing.assert_array_equal(images.labels, known.target[rows])
         np.testing.assert_allclose(pixels[:, 0], known.images[rows] * 255 / 16, atol=0.5)
@@ -165,9 +165,9 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return fetch
 
     datasets = ModuleType("torchvision.datasets")
-    datasets.MNIST, datasets.CIFAR10 = downloader("MNIST"), downloader("CIFAR10")  # type:
-    ignore[attr-defined] package = ModuleType("torchvision")
-    package.datasets = datasets  # type: ignore[attr-defined]
+    datasets.MNIST, datasets.CIFAR10 = downloader("MNIST"), downloader("CIFAR10")
+    package = ModuleType("torchvision")
+    package.datasets = datasets
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     return fake
@@ -183,7 +183,7 @@ def test_download_asks_torchvision(name: str, cls: str, tmp_path: Path, torchvis
 
 def test_download_failures(tmp_path: Path, torchvision: SimpleNamespace) -> None:
     torchvision.error = RuntimeError("Error downloading train-images")
-    with pytest.raises(MissingData, match="mnist could not be downloaded into .*: Error downloading"):
+    with pytest.raises(MissingData, match=r"mnist could not be downloaded into .*: Error downloading"):
         download("mnist", tmp_path)
     torchvision.error = PermissionError(13, "Permission denied")
     with pytest.raises(StorageError, match="cannot be written"):
