@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -144,6 +147,13 @@ def test_selection_is_recorded_without_paths() -> None:
             select_examples(grey(), dataset="digits", split="test", count=count)
 
 
+def test_selections_stay_what_they_are(workspace: Workspace) -> None:
+    # Stored results of a selection are compared with new ones by these ids.
+    images = open_split("digits", "test", workspace)
+    _, positions = select_examples(images, dataset="digits", split="test", count=5)
+    assert positions.tolist() == [33, 53, 203, 254, 319]
+
+
 def test_facts_of_catalog_data_need_no_files(workspace: Workspace) -> None:
     facts = dataset_facts("cifar10", workspace)
     assert facts.classes[:2] == ("airplane", "automobile")
@@ -185,9 +195,13 @@ def test_download_failures(tmp_path: Path, torchvision: SimpleNamespace) -> None
     torchvision.error = RuntimeError("Error downloading train-images")
     with pytest.raises(MissingData, match=r"mnist could not be downloaded into .*: Error downloading"):
         download("mnist", tmp_path)
-    torchvision.error = PermissionError(13, "Permission denied")
-    with pytest.raises(StorageError, match="cannot be written"):
+    torchvision.error = URLError("no route to host")
+    with pytest.raises(MissingData, match="no route to host"):
         download("mnist", tmp_path)
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+        torchvision.error = OSError(number, os.strerror(number))
+        with pytest.raises(StorageError, match=rf"cannot be written \({os.strerror(number)}\)"):
+            download("mnist", tmp_path)
     with pytest.raises(UserError, match="imagenet is not for download"):
         download("imagenet", tmp_path)
     with pytest.raises(UnknownName, match="did you mean 'mnist'"):

@@ -57,6 +57,13 @@ def test_grey_images_without_a_channel_axis(tmp_path: Path) -> None:
     np.testing.assert_array_equal(everything(name, "test"), content["x_test"][:, None])
 
 
+def test_floats_are_rounded_to_the_nearest_byte(tmp_path: Path) -> None:
+    content = arrays(test=1, shape=(2, 3))
+    values = np.array([[[0.0, 0.0019, 0.002], [0.499, 0.999, 1.0]]])
+    name = written(tmp_path / "floats.npz", content | {"x_test": values})
+    assert everything(name, "test").tolist() == [[[[0, 0, 1], [127, 255, 255]]]]
+
+
 def test_splits_of_sorted_training_images(tmp_path: Path) -> None:
     content = arrays(train=300)
     name = written(tmp_path / "sorted.npz", content)
