@@ -101,7 +101,7 @@ def test_code_in_a_pickle_does_not_run(way: str, tmp_path: Path) -> None:
     write_batches(tmp_path, python2_pickle)
     mark = tmp_path / "ran"
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(codes(mark)[way])
-    with pytest.raises(UnsafeFile, match="test_batch asks for .*, which could run code"):
+    with pytest.raises(UnsafeFile, match=r"test_batch asks for .*, which could run code"):
         load(tmp_path, "test")
     assert not mark.exists()
 

@@ -20,7 +20,7 @@ WORKSPACE = Workspace(root=Path(), data_root=Path(), user_zoo=Path())
 
 def save(path: Path, value: int = 0, *, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value if mode != "RGB" else (value, 1, 2)).save(path)  # type: ignore[arg-type]
+    Image.new(mode, size, value if mode != "RGB" else (value, 1, 2)).save(path)
 
 
 @pytest.fixture
@@ -177,5 +177,5 @@ def test_small_imagenet(small_imagenet: Path) -> None:
     assert test.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert test.read(np.array([5]))[0, 2].mean() == pytest.approx(160, abs=2)  # JPEG
     assert dataset_facts("imagenet", workspace).classes == ("n01440764", "n01443537", "n01484850")
-    sizes = [len(open_split("imagenet", split, workspace)) for split in ("train", "validation")]  # type:
-    ignore[arg-type] assert sizes == [24, 6]
+    sizes = [len(open_split("imagenet", split, workspace)) for split in ("train", "validation")]
+    assert sizes == [24, 6]

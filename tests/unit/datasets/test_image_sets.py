@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -44,7 +47,7 @@ def test_unknown_names_are_told_apart(workspace: Workspace) -> None:
     with pytest.raises(UnknownName, match="did you mean 'cifar10'"):
         open_split("cifar100", "test", workspace)
     with pytest.raises(UnknownName, match="did you mean 'validation'"):
-        open_split("digits", "valid", workspace)  # type: ignore[arg-type]
+        open_split("digits", "valid", workspace)
     for name in ("zip:a.zip", "npz:", ":x"):
         with pytest.raises(UserError, match="write folder:PATH or npz:PATH"):
             open_split(name, "test", workspace)
@@ -54,7 +57,7 @@ def test_unknown_names_are_told_apart(workspace: Workspace) -> None:
 def test_missing_data_says_how_to_get_it(name: str, workspace: Workspace) -> None:
     for split in ("train", "validation", "test"):
         with pytest.raises(MissingData) as error:
-            open_split(name, split, workspace)  # type: ignore[arg-type]
+            open_split(name, split, workspace)
         text = str(error.value)
         assert str(workspace.data_root) in text
         assert "--data-root or ROBENCH_DATA" in text
@@ -68,7 +71,7 @@ def test_digits_are_scikit_learns(workspace: Workspace) -> None:
     known = load_digits()
     test = np.arange(len(known.target)) % 5 == 4
     for split, rows in (("train", np.flatnonzero(~test)[:-200]), ("test", np.flatnonzero(test))):
-        images = open_split("digits", split, workspace)  # type: ignore[arg-type]
+        images = open_split("digits", split, workspace)
         pixels = images.read(np.arange(len(images)))
         np.testing.assert_array_equal(images.labels, known.target[rows])
         np.testing.assert_allclose(pixels[:, 0], known.images[rows] * 255 / 16, atol=0.5)
@@ -144,6 +147,13 @@ def test_selection_is_recorded_without_paths() -> None:
             select_examples(grey(), dataset="digits", split="test", count=count)
 
 
+def test_selections_stay_what_they_are(workspace: Workspace) -> None:
+    # Stored results of a selection are compared with new ones by these ids.
+    images = open_split("digits", "test", workspace)
+    _, positions = select_examples(images, dataset="digits", split="test", count=5)
+    assert positions.tolist() == [33, 53, 203, 254, 319]
+
+
 def test_facts_of_catalog_data_need_no_files(workspace: Workspace) -> None:
     facts = dataset_facts("cifar10", workspace)
     assert facts.classes[:2] == ("airplane", "automobile")
@@ -165,9 +175,9 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return fetch
 
     datasets = ModuleType("torchvision.datasets")
-    datasets.MNIST, datasets.CIFAR10 = downloader("MNIST"), downloader("CIFAR10")  # type:
-    ignore[attr-defined] package = ModuleType("torchvision")
-    package.datasets = datasets  # type: ignore[attr-defined]
+    datasets.MNIST, datasets.CIFAR10 = downloader("MNIST"), downloader("CIFAR10")
+    package = ModuleType("torchvision")
+    package.datasets = datasets
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     return fake
@@ -183,11 +193,15 @@ def test_download_asks_torchvision(name: str, cls: str, tmp_path: Path, torchvis
 
 def test_download_failures(tmp_path: Path, torchvision: SimpleNamespace) -> None:
     torchvision.error = RuntimeError("Error downloading train-images")
-    with pytest.raises(MissingData, match="mnist could not be downloaded into .*: Error downloading"):
+    with pytest.raises(MissingData, match=r"mnist could not be downloaded into .*: Error downloading"):
         download("mnist", tmp_path)
-    torchvision.error = PermissionError(13, "Permission denied")
-    with pytest.raises(StorageError, match="cannot be written"):
+    torchvision.error = URLError("no route to host")
+    with pytest.raises(MissingData, match="no route to host"):
         download("mnist", tmp_path)
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+        torchvision.error = OSError(number, os.strerror(number))
+        with pytest.raises(StorageError, match=rf"cannot be written \({os.strerror(number)}\)"):
+            download("mnist", tmp_path)
     with pytest.raises(UserError, match="imagenet is not for download"):
         download("imagenet", tmp_path)
     with pytest.raises(UnknownName, match="did you mean 'mnist'"):
