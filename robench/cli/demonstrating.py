@@ -65,6 +65,6 @@ def demo(
     store = Store(place.reports)
     records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
     rows = [[r.spec.model.id, r.spec.attack.name, percent(r.clean), percent(r.robust)] for r in records]
-    print_table(["model", "attack", "clean", "robust"], rows, title=f"359 test digits, {records[0].spec.threat}")
+    print_table(["model", "attack", "clean", "robust"], rows, title=f"{records[0].robust.n} test digits, {records[0].spec.threat}")
     ranking.leaderboard(None, workspace=folder)
     print(f"models: {folder / 'model_zoo'}\nrecords: {folder / 'reports' / 'records'}")
