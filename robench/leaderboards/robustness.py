@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from robench.catalog import LeaderboardEntry
 from robench.errors import UnsafeFile
 from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Table, competition_ranks, proportion_cell, wilson_interval
+from robench.tables import Cell, Column, Table, competition_ranks, proportion_cell
 from robench.threat_model import fraction_text
 
 
@@ -44,7 +45,7 @@ class Contestant:
     @property
     def worst_case(self) -> float:
         """Return the share of examples that stand all attacks this model has been through."""
-        return float(self.robust.mean()) if len(self.robust) else 0.0
+        return float(self.robust.mean())
 
 
 def robustness(results: Results) -> list[Table]:
@@ -222,7 +223,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
     first = next(iter(own.values()))
     strongest = min(own, key=lambda key: own[key].record.robust.successes)
     n, card = len(contestant.robust), contestant.card.card if contestant.card else None
-    low, high = wilson_interval(int(contestant.robust.sum()), n)
+    low, high = wilson(int(contestant.robust.sum()), n)
     costs = [stored.record.cost for stored in own.values()]
     top5 = first.record.clean_top5
     return (
@@ -246,7 +247,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=attacks[strongest]),
         Cell(value=card.parameter_count if card else None),
         Cell(value=card.training_seconds if card else None),
-        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / max(n, 1)),
+        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / n),
         Cell(value=sum(cost.seconds for cost in costs)),
     )
 
