@@ -6,6 +6,7 @@ made, so that a page never shows an order that its numbers do not bear out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,11 @@ def competition_ranks(values: Iterable[float]) -> list[int]:
     """Return the rank of each value, the largest first; equal ones share the better rank: 1, 2, 2, 4."""
     numbers = list(values)
     return [1 + sum(other > number for other in numbers) for number in numbers]
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts pgd-20 before pgd-100."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def proportion_cell(proportion: Proportion, *, record: Path | None = None, note: str | None = None) -> Cell:

@@ -11,7 +11,6 @@ listed.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from robench.errors import UnsafeFile
 from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Table, competition_ranks, proportion_cell
+from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
 
 
@@ -159,11 +158,6 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
         details = ", ".join(f"{f}={own.get(f)}" for f in differing)
         titles[key] = f"{own['name']} ({details})" if details else own["name"]
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts pgd-20 before pgd-100."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:

@@ -11,9 +11,9 @@ from robench.tables import Cell, Column, Table
 def table_csv(table: Table) -> str:
     """Return the table as CSV with a header.
 
-    Shares are in [0, 1]; a column `x` of shares is followed by `x_low` and `x_high` (95 % Wilson interval), `x_n`
-    and `x_record` (the identity of the question, empty where several records make the number). Rank and model are
-    followed by their notes. Cells without a value are empty.
+    Shares are in [0, 1]; a column `x` of shares is followed by `x_low` and `x_high` (95 % Wilson interval),
+    `x_n` and `x_record` (the identity of the question, empty where several records make the number). Rank and
+    model are followed by their notes. Cells without a value are empty.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40.0, 8.0, 10.0, 24.0
 
 @dataclass(frozen=True)
 class Line:
-    """One measured quantity: its name and its points in the drawing, interrupted where it was not measured."""
+    """One measured quantity: its name and its points in the drawing."""
 
     title: str
     points: str
@@ -45,15 +45,17 @@ class Chart:
 def training_charts(path: Path) -> list[Chart]:
     """Return a chart of the accuracies (in percent) and one of the losses of a `training.csv`.
 
-    The log has a row per epoch, a column `epoch`, and columns whose names end in `accuracy` or hold `loss`; an empty
-    field was not measured. Raises UserError that names the file for anything else.
+    The log has a row per epoch, a column `epoch`, and columns whose names end in `accuracy` or hold `loss`;
+    an empty field was not measured. Raises UserError that names the file for anything else.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        columns = {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else {})}
-        epochs = [epoch for epoch in columns.pop("epoch", []) if epoch is not None]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no training log: {error}; delete it or train again") from None
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        columns = {
+            name: [_number(text) for text in texts] for name, *texts in zip(header, *rows, strict=True)
+        }
+        epochs = [epoch for epoch in columns.pop("epoch") if epoch is not None]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no training log ({error}); delete it or train again") from None
     accuracies = {
         name.removesuffix("_accuracy").replace("_", ", "): [None if v is None else 100 * v for v in values]
         for name, values in columns.items()
@@ -77,7 +79,7 @@ def _ceiling(series: dict[str, list[float | None]]) -> float:
     """Return a round number that no value exceeds."""
     largest = max((v for values in series.values() for v in values if v is not None), default=1.0)
     unit = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
-    return next(m * unit for m in (1, 2, 5, 10) if m * unit >= largest or m == 10)
+    return next(m * unit for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if m * unit >= largest or m == 10)
 
 
 def _chart(

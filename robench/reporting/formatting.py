@@ -6,7 +6,7 @@ from robench.tables import Cell, Column
 
 
 def percent(value: float, n: int | None) -> str:
-    """Return a share in percent, with as many decimals as n examples can bear: 91.23 of 10,000, 91.2 of 500."""
+    """Return a share in percent, with the decimals that n can bear: 91.23 of 10,000, 91.2 of 500."""
     return f"{100 * value:.{2 if n and n >= 5000 else 1}f}"
 
 

@@ -1,7 +1,7 @@
-"""The leaderboards' site: a page and a CSV file per table, a page per model, and an index; all of it plain files.
+"""The leaderboards' site: a page and a CSV file per table, a page per model, and an index; all plain files.
 
-The pages are self-contained (no network, no other file needed to show them), and depend on the records and cards
-alone: the same ones give the same bytes.
+The pages are self-contained (no network, no other file needed to show them), and depend on the records and
+cards alone: the same ones give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from robench.reporting import formatting
 from robench.reporting.csv_files import table_csv
 from robench.reporting.curves import training_charts
 from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
-from robench.tables import Cell, Column, Table
+from robench.tables import Cell, Column, Table, natural
 
 
 def write_leaderboards(
     names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path
 ) -> list[Path]:
-    """Write the pages and CSV files of the leaderboards `names`, the model pages and `index.html`; return them all.
+    """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -68,9 +68,7 @@ class Site:
             boards=boards,
             summaries=summaries,
             cards=[stored.card for stored in self.results.cards.values()],
-            leaders={
-                table.name: table.rows[0] for tables in boards.values() for table in tables if table.rows
-            },
+            leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
         )
 
     def table(self, table: Table) -> str:
@@ -100,8 +98,12 @@ class Site:
         """Return the records of the weights that the card describes."""
         card = stored.card
         identity = card.id, card.weights.sha256
-        own = (s for s in self.results.records)
-        return [s for s in own if (s.record.spec.model.id, s.record.spec.model.weights_sha256) == identity]
+        own = [
+            stored
+            for stored in self.results.records
+            if (stored.record.spec.model.id, stored.record.spec.model.weights_sha256) == identity
+        ]
+        return sorted(own, key=_question)
 
     def _render(self, template: str, page: Path, **values: Any) -> str:
         def link(target: Path) -> str:
@@ -114,13 +116,24 @@ class Site:
         )
 
 
+def _question(stored: StoredRecord) -> list[list[tuple[int, str]]]:
+    """Return a key that puts what was asked of a model in a reader's order."""
+    spec = stored.record.spec
+    asked = (spec.examples.dataset, spec.threat, spec.attack.name, spec.seed, spec.identity)
+    return [natural(str(part)) for part in asked]
+
+
 def _of_role(table: Table, role: str) -> list[Cell]:
     key = next(column.key for column in table.columns if column.role == role)
     return list(table.column(key))
 
 
+def _is_ranked(table: Table) -> bool:
+    return any(cell.value == 1 for cell in _of_role(table, "rank"))
+
+
 def _strip(table: Table, row: tuple[Cell, ...]) -> list[tuple[Column, Cell]]:
-    """Return the shares of a row other than the one that ranks: the marks beside it on the scale from 0 to 100 %."""
+    """Return the shares of a row besides the one that ranks: marks on its scale from 0 to 100 %."""
     pairs = zip(table.columns, row, strict=True)
     return [
         (column, cell)
@@ -139,12 +152,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for function in (
-        formatting.percent,
-        formatting.count,
-        formatting.duration,
-        formatting.size,
-        formatting.shown,
-    ):
-        environment.filters[function.__name__] = function
+    for name in ("percent", "count", "duration", "size", "shown"):
+        environment.filters[name] = getattr(formatting, name)
     return environment

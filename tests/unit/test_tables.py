@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from robench.tables import Cell, Column, Table, competition_ranks
+from robench.tables import Cell, Column, Table, competition_ranks, natural
 
 COLUMNS = (
     Column(key="rank", title="#", role="rank", description="Place."),
@@ -62,3 +62,8 @@ def test_columns_must_hold_together() -> None:
 def test_competition_ranks() -> None:
     assert competition_ranks([]) == []
     assert competition_ranks([0.9, 0.5, 0.5, 0.1]) == [1, 2, 2, 4]
+
+
+def test_natural_order() -> None:
+    ordered = ["9", "10", "fgsm", "pgd", "pgd-20", "pgd-20 (seed=1)", "pgd-100"]
+    assert sorted(set(ordered), key=natural) == ordered
