@@ -8,7 +8,6 @@ from ctypes import c_size_t, c_void_p
 
 import pytest
 import torch
-from tests.models import SmallNet, numbers
 from torch import Tensor, nn
 
 from robench import classifier as module
@@ -26,6 +25,7 @@ from robench.classifier import (
     tensor_float32,
 )
 from robench.records import Normalization
+from tests.models import SmallNet, numbers
 
 SHAPE = (1, 4, 4)
 #: Any change here invalidates every golden.json.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.models import SmallNet
 from torch import Tensor, nn
 
 from robench.classifier import Classifier, random_images
@@ -12,6 +11,7 @@ from robench.errors import PreflightFailed
 from robench.preflight import preflight
 from robench.records import Proportion
 from robench.statistics import proportion
+from tests.models import SmallNet
 
 SHAPE = (1, 4, 4)
 IMAGES = random_images(SHAPE, count=100)
@@ -139,7 +139,9 @@ def test_batch_norm_without_running_statistics_is_stopped() -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 5))
     model = sound(network)
     # One image has no batch statistics at all: the layer refuses it, or its answer differs.
-    with pytest.raises(PreflightFailed, match=r"depends on the rest of the batch|fails on images of shape \(1"):
+    with pytest.raises(
+        PreflightFailed, match=r"depends on the rest of the batch|fails on images of shape \(1"
+    ):
         preflight(model, IMAGES, torch.zeros(100, dtype=torch.int64))
 
 
@@ -191,7 +193,9 @@ def test_accuracy_far_from_the_cards_is_stopped(correct: int, card: Proportion |
     if passes:
         preflight(model, IMAGES, targets, card_accuracy=card)
         return
-    with pytest.raises(PreflightFailed, match=rf"clean accuracy is .*\({correct} of 100\).*wrong normalisation"):
+    with pytest.raises(
+        PreflightFailed, match=rf"clean accuracy is .*\({correct} of 100\).*wrong normalisation"
+    ):
         preflight(model, IMAGES, targets, card_accuracy=card)
 
 
