@@ -41,30 +41,49 @@ _EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
 def evaluate(
     model: Annotated[
         list[str],
-        typer.Option("--model", help="A registered name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY. Repeatable."),
+        typer.Option(
+            "--model",
+            help="A registered name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY. Repeatable.",
+        ),
     ],
     suite: Annotated[str | None, typer.Option(help="A named list of attacks.")] = None,
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
     threat: Annotated[
-        list[str] | None, typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's.")
+        list[str] | None,
+        typer.Option(
+            "--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on.")
+        str | None,
+        typer.Option(
+            help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on."
+        ),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option("--examples", help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.")
+        int | None,
+        typer.Option(
+            "--examples",
+            help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
+        ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")
+    ] = False,
     save_adversarials: Annotated[
         bool, typer.Option("--save-adversarials", help="Keep the adversarial images (reports/adversarials/).")
     ] = False,
     device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")] = "fp32",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")
+    ] = "fp32",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")
+    ] = None,
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="Examples between two savings of progress. Changes no answer.")
     ] = None,
@@ -90,16 +109,34 @@ def evaluate(
     for text in attacks:
         planning.attack_settings(text)
     options = Options(
-        place, dataset, None if all_examples else examples or _DEFAULT_EXAMPLES, examples is None and not all_examples,
-        threats, attacks, seed, precision, device,  # type: ignore[arg-type]
+        place,
+        dataset,
+        None if all_examples else examples or _DEFAULT_EXAMPLES,
+        examples is None and not all_examples,
+        threats,
+        attacks,
+        seed,
+        precision,
+        device,  # type: ignore[arg-type]
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
     if dry_run:
         _print_plan(jobs, store, device, json_output=json_output)
         return
-    records = [r for job in jobs for r in run(job, options, store, batch_size=batch_size, shard_size=shard_size,
-                                               save_adversarials=save_adversarials, quiet=json_output)]
+    records = [
+        r
+        for job in jobs
+        for r in run(
+            job,
+            options,
+            store,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            save_adversarials=save_adversarials,
+            quiet=json_output,
+        )
+    ]
     _print_records(records, json_output=json_output)
 
 
@@ -138,7 +175,9 @@ def prepare(name: str, options: Options) -> Job:
     card = None if is_reference(name) else find_card(name, options.workspace)[1]
     dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
-        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
+        raise UserError(
+            f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH"
+        )
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
     loaded: LoadedModel | None = None
@@ -148,7 +187,9 @@ def prepare(name: str, options: Options) -> Job:
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
     chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
-    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    threats = list(options.threats) or [
+        card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])
+    ]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
     return Job(identity, card, images, ids, planning.plan(request), loaded)
@@ -202,16 +243,24 @@ def run(
         save_adversarials=save_adversarials,
     )
     with Bars(quiet=quiet) as bars:
-        campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
+        campaign = Campaign(
+            loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars)
+        )
         return campaign.answer(job.specs, job.ids)
 
 
 def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: bool) -> None:
     earlier = [stored.record for stored in store.records()]
-    devices = {record.provenance.device for record in earlier if ("cuda" in device) == ("cuda" in record.provenance.device.lower())}
+    devices = {
+        record.provenance.device
+        for record in earlier
+        if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
+    }
     rows = []
     for spec in (spec for job in jobs for spec in job.specs):
-        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [planning.estimate(spec, [], "")]
+        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [
+            planning.estimate(spec, [], "")
+        ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
         known, begun = store.find(spec) is not None, len(store.journal_read(spec.identity)["example_id"])
         rows.append(
@@ -233,7 +282,16 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
     if json_output:
         print_json(rows)
         return
-    shown = ["model", "dataset", "examples", "threat", "attack", "status", "gradient passes at most", "seconds at most"]
+    shown = [
+        "model",
+        "dataset",
+        "examples",
+        "threat",
+        "attack",
+        "status",
+        "gradient passes at most",
+        "seconds at most",
+    ]
     cells = [[_cell(row[c]) for c in shown] for row in rows]
     print_table(shown, cells, title="Plan (nothing was computed)")
 
@@ -241,7 +299,13 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
 def _cell(value: Any) -> str:
     if value is None:
         return "unknown until measured"
-    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.1f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
@@ -252,9 +316,18 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
     for record in records:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
-        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, percent(record.clean), percent(record.robust), spec.identity])
+        rows.append(
+            [
+                spec.model.id,
+                str(spec.threat),
+                spec.attack.name,
+                of,
+                percent(record.clean),
+                percent(record.robust),
+                spec.identity,
+            ]
+        )
     print_table(["model", "threat", "attack", "test examples", "clean", "robust", "record"], rows)
     partial = [r for r in records if r.spec.examples.count < r.spec.examples.split_size]
     if partial:
         print("not the whole test split: add --all for the number to publish")
-

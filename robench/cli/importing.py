@@ -26,14 +26,20 @@ from robench.workspace import Workspace
 def import_model(
     weights: Annotated[Path, typer.Argument(help="A .pt, .pth or .safetensors file; it is read, never run.")],
     architecture: Annotated[str, typer.Option(help="The architecture's name: robench list architectures.")],
-    dataset: Annotated[str, typer.Option(help="What it classifies: a data set's name, folder:PATH or npz:PATH.")],
+    dataset: Annotated[
+        str, typer.Option(help="What it classifies: a data set's name, folder:PATH or npz:PATH.")
+    ],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
-    mean: Annotated[str | None, typer.Option(help="Per channel, on [0, 1], subtracted from images: 0.4914,0.4822,0.4465")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Per channel, on [0, 1], subtracted from images: 0.4914,0.4822,0.4465")
+    ] = None,
     std: Annotated[str | None, typer.Option(help="Per channel, on [0, 1], images are divided by it.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A parameter of the architecture: depth=28. Repeatable.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a registered model of that name.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a registered model of that name.")
+    ] = False,
     device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     data_root: DataRootOption = None,
@@ -83,4 +89,6 @@ def _channels(text: str, option: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"{option} {text!r}: write numbers with commas, one per channel: 0.4914,0.4822,0.4465") from None
+        raise UserError(
+            f"{option} {text!r}: write numbers with commas, one per channel: 0.4914,0.4822,0.4465"
+        ) from None
