@@ -110,14 +110,14 @@ class Store:
         failed = complete.with_suffix(".failed.json")
         if complete.exists():
             return complete
-        _publish(self.outcomes_path(record), data)
+        publish(self.outcomes_path(record), data)
         text = record.to_json().encode()
         former = _read_record(failed)
         if record.status == "failed":
-            _publish(failed, text)
+            publish(failed, text)
             self._withdraw(former, kept=record)
             return failed
-        if not _publish(complete, text, replace=False):
+        if not publish(complete, text, replace=False):
             self._withdraw(record, kept=_read_record(complete))
         failed.unlink(missing_ok=True)
         self._withdraw(former, kept=_read_record(complete))
@@ -172,7 +172,7 @@ class Store:
         table = _table(rows).replace_schema_metadata({_COST: cost.model_dump_json().encode()})
         first = table["example_id"][0].as_py() if len(table) else 0
         name = f"{identity}-{first}-{len(table)}-{secrets.token_hex(4)}.parquet"
-        _publish(self.root / ".work" / name, _parquet(table))
+        publish(self.root / ".work" / name, _parquet(table))
 
     def journal_read(self, identity: str) -> dict[str, NDArray[Any]]:
         """Return the rows of all finished shards, sorted, each example once; none without a journal.
@@ -220,7 +220,8 @@ def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
     """
     found: dict[str, StoredCard] = {}
     for registry in registries:
-        for path in sorted(registry.glob("*/card.json")):
+        # A folder whose name starts with a dot is a model that is being written.
+        for path in sorted(registry.glob("[!.]*/card.json")):
             card = ModelCard.from_json(path.read_text("utf-8", "replace"), origin=str(path))
             found.setdefault(card.id, StoredCard(path.parent, card))
     return dict(sorted(found.items()))
@@ -330,8 +331,11 @@ def _read_record(path: Path) -> EvalRecord | None:
     return record
 
 
-def _publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
-    """Put `data` at `path`, whole or not at all; return False if a file there must not be replaced."""
+def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
+    """Put `data` at `path`, whole or not at all; without `replace`, return False if a file is there.
+
+    Raises StorageError, one line that names the folder and the remedy.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with _storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)  # its FileExistsError means that a file is in the way

@@ -112,8 +112,8 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
     facts = {k: v for k, v in plugin.facts.items() if k not in {"name", "presets"}}
     found = {"kind": kind.singular, "file": f"robench/{kind.folder}/{plugin.path.name}", **facts}
     if plugin.kind == "architectures":
-        count = plugin.facts["parameter_counts"].get(plugin.name)
-        found.pop("parameter_counts")
+        count = found.pop("parameter_counts").get(plugin.name)
+        found["input_shape"] = found.pop("preset_shapes", {}).get(plugin.name, plugin.facts["input_shape"])
         found |= {"parameter count": count if count is not None else "not published"}
     if plugin.kind == "datasets":
         found["classes"] = len(plugin.facts["classes"]) or "by the folder"

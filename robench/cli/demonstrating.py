@@ -12,7 +12,6 @@ from robench.cli.options import percent, print_table
 from robench.planning import load_suite
 from robench.recipe import load_recipe
 from robench.registry import cards
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
@@ -33,6 +32,7 @@ def demo(
     import torch
 
     from robench.cli.progress import Bars, TrainingBar
+    from robench.store import Store
     from robench.training import train
 
     for name in _RECIPES:
@@ -65,6 +65,6 @@ def demo(
     store = Store(place.reports)
     records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
     rows = [[r.spec.model.id, r.spec.attack.name, percent(r.clean), percent(r.robust)] for r in records]
-    print_table(["model", "attack", "clean", "robust"], rows, title=f"359 test digits, {records[0].spec.threat}")
+    print_table(["model", "attack", "clean", "robust"], rows, title=f"{records[0].robust.n} test digits, {records[0].spec.threat}")
     ranking.leaderboard(None, workspace=folder)
     print(f"models: {folder / 'model_zoo'}\nrecords: {folder / 'reports' / 'records'}")

@@ -20,21 +20,22 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.datasets import ImageSet, dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
-    import torch
-
     from robench.checkpoints import LoadedModel
+    from robench.datasets import ImageSet
+    from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
 _DEFAULT_EXAMPLES = 1000
+
+#: What models from these places classify unless --dataset says otherwise.
+_EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
 
 
 def evaluate(
@@ -75,6 +76,8 @@ def evaluate(
 
     Example: robench eval --model mnist-pgd --suite baseline --all
     """
+    from robench.store import Store
+
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
@@ -130,34 +133,37 @@ class Job:
 
 def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
-    loaded: LoadedModel | None = None
-    card: ModelCard | None = None
-    if not is_reference(name):
-        _, card = find_card(name, options.workspace)
-    dataset = options.dataset or (card.dataset if card else "imagenet" if name.startswith(("torchvision:", "timm:")) else None)
+    from robench.datasets import dataset_facts, open_split, select_examples
+
+    card = None if is_reference(name) else find_card(name, options.workspace)[1]
+    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
         raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
-    if card is not None:
-        identity = identity_of(card)
-    else:
-        loaded = _load(name, images, options, resolve_device(options.device))
-        identity = loaded.identity
+    loaded: LoadedModel | None = None
+    if card is None:
+        loaded = _load(name, images, options)
     count = options.examples
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
-    chosen, ids = select_examples(images, dataset=facts.name, split="test", count=count)
+    chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
     return Job(identity, card, images, ids, planning.plan(request), loaded)
 
 
-def _load(name: str, images: ImageSet, options: Options, device: torch.device) -> LoadedModel:
+def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
     from robench.checkpoints import load_model
 
-    shape, classes = images.image_shape, len(images.classes)
-    return load_model(name, options.workspace, device=device, input_shape=shape, num_classes=classes)
+    return load_model(
+        name,
+        options.workspace,
+        device=resolve_device(options.device),
+        input_shape=images.image_shape,
+        num_classes=len(images.classes),
+    )
 
 
 def run(
@@ -183,7 +189,7 @@ def run(
 
     store.check_writable()
     device = resolve_device(options.device)
-    loaded = job.loaded or _load(job.identity.id, job.images, options, device)
+    loaded = job.loaded or _load(job.identity.id, job.images, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)

@@ -70,6 +70,15 @@ def test_a_block_of_resnet34_555_written_out() -> None:
         torch.testing.assert_close(block(images), expected)
 
 
+def test_a_transition_of_resnet34_555_pools_after_the_activation() -> None:
+    transition = stirred(resnet_555.build(num_classes=10, input_shape=(3, 8, 8))).transition1
+    images = images_of(2, 16, 4, 4)
+    with torch.no_grad():
+        active = F.relu(transition[0](images))
+        expected = active.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+        torch.testing.assert_close(transition(images), expected)
+
+
 def test_resnet34_555_standardises_its_logits_in_training_up_to_the_bias() -> None:
     model = resnet_555.build(num_classes=10, input_shape=(3, 8, 8)).double()
     logits = model(images_of(64, 3, 8, 8)) - model.fc.bias

@@ -8,40 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from robench import catalog, planning
+from robench import catalog
 from robench.classifier import Classifier
-from robench.datasets import ArrayImages, select_examples
 from robench.errors import PreflightFailed
 from robench.evaluation.merging import sort_rows
 from robench.evaluation.shards import split
 from robench.evaluation.worker import Worker, rank_of
 from robench.lp_geometry import distance
-from robench.records import Configured, ModelIdentity
-from robench.threat_model import ThreatModel
-from tests.models import SmallNet, numbers
+from tests.models import SmallNet
+from tests.unit.evaluation.conftest import COUNT
 
 CPU = torch.device("cpu")
-COUNT = 250
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Classifier(SmallNet().eval(), input_shape=(1, 4, 4), num_classes=5)
-
-
-@pytest.fixture(scope="module")
-def images(model):
-    pixels = (numbers(COUNT, 1, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
-    labels = model(pixels.float() / 255).argmax(1)
-    labels[::10] = (labels[::10] + 1) % 5  # every tenth is wrong without an attack
-    return ArrayImages(images=pixels.numpy(), labels=labels.numpy(), classes=tuple("abcde"), origin="test")
-
-
-def spec_of(images, attack="pgd-10", threat="Linf@0.05", precision="fp64", seed=0):
-    examples, ids = select_examples(images, dataset="digits", split="test", count=None)
-    identity = ModelIdentity(id="m", weights_sha256="0" * 64, architecture=Configured(name="small"))
-    request = planning.Request(identity, examples, [ThreatModel.parse(threat)], [attack], seed, precision)
-    return planning.plan(request)[0], ids
 
 
 def answer(model, images, spec, ids, *, batch_size=64, shard_size=COUNT, **options):
@@ -56,8 +33,8 @@ def rows_of(results):
 
 
 @pytest.mark.parametrize("threat", ["Linf@0.05", "L2@0.15"])
-def test_batch_size_and_shards_change_no_outcome_in_float64(model, images, threat):
-    spec, ids = spec_of(images, threat=threat)
+def test_batch_size_and_shards_change_no_outcome_in_float64(model, images, spec_of, threat):
+    spec, ids = spec_of(threat=threat)
     expected = rows_of(answer(model, images, spec, ids, batch_size=64))
     assert 0.1 < expected["robust"].mean() < 0.8, "the problem is neither trivial nor hopeless"
     for options in ({"batch_size": 16}, {"batch_size": 250}, {"batch_size": 64, "shard_size": 63}):
@@ -66,8 +43,8 @@ def test_batch_size_and_shards_change_no_outcome_in_float64(model, images, threa
             assert np.allclose(found[name], values, rtol=1e-9, atol=1e-12), (options, name)
 
 
-def test_rows_say_what_happened(model, images):
-    spec, ids = spec_of(images)
+def test_rows_say_what_happened(model, images, spec_of):
+    spec, ids = spec_of()
     (result,) = answer(model, images, spec, ids, keep_adversarials=True)
     rows = result.rows
     assert (rows["attacked"] == (rows["clean_prediction"] == rows["label"])).all()
@@ -80,25 +57,25 @@ def test_rows_say_what_happened(model, images):
     assert (model(adversarial).argmax(1).numpy() == rows["adversarial_prediction"]).mean() > 0.99
 
 
-def test_more_steps_and_restarts_never_help_the_defender(model, images):
+def test_more_steps_and_restarts_never_help_the_defender(model, images, spec_of):
     shares = []
     for attack in ("pgd-10:step_size=0.01", "pgd-20:step_size=0.01", "pgd-20:step_size=0.01,restarts=3"):
-        spec, ids = spec_of(images, attack=attack)
+        spec, ids = spec_of(attack=attack)
         shares.append(rows_of(answer(model, images, spec, ids))["robust"])
     assert (shares[0] >= shares[1]).all()
     assert (shares[1] >= shares[2]).all()
 
 
-def test_every_pass_is_counted(model, images):
+def test_every_pass_is_counted(model, images, spec_of):
     # So small a ball that nothing falls: 10 gradient steps per correct image, and the search copy's last look.
-    spec, ids = spec_of(images, threat="Linf@0.000001")
+    spec, ids = spec_of(threat="Linf@0.000001")
     (result,) = answer(model, images, spec, ids)
     correct = int(result.rows["attacked"].sum())
     assert result.rows["robust"].sum() == correct
     assert result.cost.backward_passes == 10 * correct
     assert result.cost.forward_passes == 11 * correct
     # So large a ball that all fall at the first look.
-    spec, ids = spec_of(images, threat="Linf@1")
+    spec, ids = spec_of(threat="Linf@1")
     (result,) = answer(model, images, spec, ids)
     assert result.cost.backward_passes < 2 * correct
 
@@ -120,8 +97,8 @@ def with_attack(monkeypatch, function):
         (lambda model, images, labels, **_: None.shape, "crash"),
     ],
 )
-def test_a_failing_attack_is_an_error_and_never_robust(model, images, monkeypatch, attack, kind):
-    spec, ids = spec_of(images)
+def test_a_failing_attack_is_an_error_and_never_robust(model, images, spec_of, monkeypatch, attack, kind):
+    spec, ids = spec_of()
     with_attack(monkeypatch, attack)
     results = answer(model, images, spec, ids, shard_size=100)
     assert [r.error.kind for r in results] == [kind] * 3
@@ -129,8 +106,8 @@ def test_a_failing_attack_is_an_error_and_never_robust(model, images, monkeypatc
     assert [r.error.first_id for r in results] == [0, 100, 200]
 
 
-def test_memory_that_runs_out_halves_the_batch(model, images, monkeypatch):
-    spec, ids = spec_of(images)
+def test_memory_that_runs_out_halves_the_batch(model, images, spec_of, monkeypatch):
+    spec, ids = spec_of()
     pgd = catalog.find("attacks", "pgd").load().attack
     expected = rows_of(answer(model, images, spec, ids))
     sizes = []
@@ -147,8 +124,8 @@ def test_memory_that_runs_out_halves_the_batch(model, images, monkeypatch):
     assert all(np.allclose(found[name], expected[name]) for name in expected)
 
 
-def test_one_example_that_does_not_fit_is_an_error(model, images, monkeypatch):
-    spec, ids = spec_of(images)
+def test_one_example_that_does_not_fit_is_an_error(model, images, spec_of, monkeypatch):
+    spec, ids = spec_of()
 
     def hungry(model, images, labels, **options):
         raise torch.OutOfMemoryError("out of memory")
@@ -159,9 +136,9 @@ def test_one_example_that_does_not_fit_is_an_error(model, images, monkeypatch):
     assert "memory" in result.error.message
 
 
-def test_a_search_that_is_wrong_about_success_is_repeated_on_the_judge(model, images):
+def test_a_search_that_is_wrong_about_success_is_repeated_on_the_judge(model, images, spec_of):
     """A search copy that believes everything is broken at once would stop at the start points."""
-    spec, ids = spec_of(images, precision="fp32")
+    spec, ids = spec_of(precision="fp32")
     honest = rows_of(answer(model, images, spec, ids))
     worker = Worker(model, images, device=CPU, precision="fp32", batch_size=64)
 
@@ -174,10 +151,10 @@ def test_a_search_that_is_wrong_about_success_is_repeated_on_the_judge(model, im
     assert (found["robust"] == honest["robust"]).mean() > 0.99
 
 
-def test_nan_logits_on_clean_images_stop_the_evaluation(images):
+def test_nan_logits_on_clean_images_stop_the_evaluation(images, spec_of):
     broken = SmallNet().eval()
     broken.classify.bias.data[0] = float("nan")
-    spec, ids = spec_of(images)
+    spec, ids = spec_of()
     with pytest.raises(PreflightFailed, match="NaN"):
         answer(Classifier(broken, input_shape=(1, 4, 4), num_classes=5), images, spec, ids)
 
