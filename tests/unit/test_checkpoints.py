@@ -161,7 +161,7 @@ def test_an_interrupted_save_leaves_the_old_model_and_nothing_else(
 
 def test_a_registry_that_cannot_be_written_is_named(place: Workspace) -> None:
     place.user_zoo.write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match="cannot write model .*digits-a"):
+    with pytest.raises(StorageError, match=r"cannot write model .*digits-a"):
         save(place.user_zoo)
 
 
@@ -181,7 +181,7 @@ def test_changed_weights_are_refused_with_both_hashes(place: Workspace) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(
-        UnsafeFile, match=f"model.safetensors has SHA-256 .{{12}}.*{card.weights.sha256[:12]}"
+        UnsafeFile, match=rf"model\.safetensors has SHA-256 .{{12}}.*{card.weights.sha256[:12]}"
     ):
         load_card_model(card, path.parent)
 
@@ -200,7 +200,7 @@ def test_truncated_weights_are_refused_even_if_the_hash_agrees(
 def test_weights_of_another_architecture_are_refused(place: Workspace) -> None:
     card = save(place.user_zoo)
     other = card.model_copy(update={"num_classes": 7})
-    with pytest.raises(UserError, match="does not fit architecture digits_cnn: .*linear2"):
+    with pytest.raises(UserError, match=r"does not fit architecture digits_cnn: .*linear2"):
         load_card_model(other, place.user_zoo / "digits-a")
 
 

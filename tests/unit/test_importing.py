@@ -1,4 +1,4 @@
-"""Somebody else's checkpoint is read as data, unwrapped, fitted, measured; nothing in it runs, nothing half is written."""
+"""Somebody else's checkpoint is read as data, unwrapped, fitted, measured; no code in it runs."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_recipe_without_a_model_answers_with_the_command(place: Workspace) -> 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-x", "Upper", "a b", "a\nb", "ü", "a\\b"])
 def test_names_that_are_no_safe_folders_are_refused(name: str, place: Workspace) -> None:
-    with pytest.raises(UserError, match="model name .* write it like"):
+    with pytest.raises(UserError, match=r"model name .* write it like"):
         checked_id(name)
     with pytest.raises(UserError, match="model name"):
         find_card(name, place)
@@ -123,10 +123,10 @@ def test_a_card_in_anothers_folder_is_refused(place: Workspace) -> None:
 
 def test_absent_weights_answer_with_the_command_that_makes_them(place: Workspace) -> None:
     recipe = write_card(place.user_zoo, "digits-pgd")
-    with pytest.raises(UserError, match="run: robench train digits-pgd --replace$"):
+    with pytest.raises(UserError, match=r"run: robench train digits-pgd --replace$"):
         weights_path(recipe, place.user_zoo / "digits-pgd")
     renamed = write_card(place.user_zoo, "mine")
-    with pytest.raises(UserError, match="run: robench train digits-standard --out mine --replace$"):
+    with pytest.raises(UserError, match=r"run: robench train digits-standard --out mine --replace$"):
         weights_path(renamed, place.user_zoo / "mine")
     imported = write_card(place.user_zoo, "theirs", recipe=None)
     with pytest.raises(UserError, match="import them again: robench"):
