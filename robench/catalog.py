@@ -222,9 +222,7 @@ def checked(value: Any, parameter: Parameter, label: str) -> Any:
         return _adapter(parameter.annotation, parameter.type).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{label} = {value!r}: {problem[0].lower()}{problem[1:]} ({parameter.annotation})"
-        ) from None
+        raise UserError(f"{label} = {value!r}: {problem[0].lower()}{problem[1:]} ({parameter.annotation})") from None
 
 
 def _typed_text(text: str, annotation: str) -> Any:
@@ -259,9 +257,7 @@ def plugins(kind: str) -> Mapping[str, Plugin]:
             continue
         for plugin in read_python(kind, path) if rules.entry else [read_toml(kind, path)]:
             if plugin.name in found:
-                raise PluginError(
-                    path, f"takes the name {plugin.name!r}, which {found[plugin.name].path.name} has"
-                )
+                raise PluginError(path, f"takes the name {plugin.name!r}, which {found[plugin.name].path.name} has")
             found[plugin.name] = plugin
     return found
 
@@ -307,9 +303,7 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
     found = [Plugin(kind, n, facts["name"], path, facts, parameters, preset) for n, preset in names.items()]
     for plugin in found:
         # A preset with a misspelt or mistyped parameter is refused here, not when somebody runs it.
-        plugin.settings(
-            {k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset}
-        )
+        plugin.settings({k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset})
     return found
 
 
@@ -331,9 +325,7 @@ def _entry_call(tree: ast.Module) -> ast.Call | None:
             targets = statement.targets
         else:
             continue
-        if any(isinstance(t, ast.Name) and t.id == "ENTRY" for t in targets) and isinstance(
-            statement.value, ast.Call
-        ):
+        if any(isinstance(t, ast.Name) and t.id == "ENTRY" for t in targets) and isinstance(statement.value, ast.Call):
             return statement.value
     return None
 
@@ -342,9 +334,7 @@ def _literal(node: ast.expr, path: Path, what: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise PluginError(
-            path, f"line {node.lineno}: {what} must be a literal, not {ast.unparse(node)}"
-        ) from None
+        raise PluginError(path, f"line {node.lineno}: {what} must be a literal, not {ast.unparse(node)}") from None
 
 
 def _parameters(tree: ast.Module, code: str, path: Path) -> dict[str, Parameter]:

@@ -146,9 +146,7 @@ def save_checkpoint(
 def require_free(folder: Path, *, replace: bool) -> None:
     """Raise UserError if a model is there already and is not to be replaced: ask before hours of training."""
     if folder.exists() and not replace:
-        raise UserError(
-            f"model {folder.name!r} exists ({folder}); give --replace to replace it, or another name"
-        )
+        raise UserError(f"model {folder.name!r} exists ({folder}); give --replace to replace it, or another name")
 
 
 def load_model(

@@ -30,8 +30,7 @@ def load_foreign(reference: str, *, input_shape: tuple[int, int, int], num_class
     source, _, name = reference.rpartition(":")
     if not source or not name:
         raise UserError(
-            f"model {reference!r} is incomplete; write torchvision:NAME, timm:NAME, FILE.py:FACTORY or "
-            "MODULE:FACTORY"
+            f"model {reference!r} is incomplete; write torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY"
         )
     if source == "torchvision":
         return _torchvision(name)

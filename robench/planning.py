@@ -72,9 +72,7 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     for assignment in assignments.split(",") if colon else []:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise UserError(
-                f"attack {text!r}: {assignment!r} is not key=value; write {name}:steps=50,restarts=3"
-            )
+            raise UserError(f"attack {text!r}: {assignment!r} is not key=value; write {name}:steps=50,restarts=3")
         overrides[key.strip()] = value.strip()
     return plugin, plugin.settings(overrides)
 
@@ -86,9 +84,7 @@ def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
-    return AttackIdentity(
-        name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters
-    )
+    return AttackIdentity(name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
 
 
 def plan(request: Request) -> list[EvalSpec]:

@@ -188,9 +188,7 @@ class Store:
 
     def journal_cost(self, identity: str) -> Cost:
         """Return what the finished shards took, all runs together."""
-        costs = [
-            Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)
-        ]
+        costs = [Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)]
         return Cost(
             forward_passes=sum(c.forward_passes for c in costs),
             backward_passes=sum(c.backward_passes for c in costs),
@@ -233,11 +231,7 @@ def file_name(name: str) -> str:
     Names that differ give file names that differ, and none of them is hidden or leaves its folder.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
-    return (
-        safe
-        if name and safe == name
-        else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
+    return safe if name and safe == name else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def outcome_bytes(outcomes: Rows | pa.Table) -> bytes:

@@ -42,9 +42,7 @@ PGD = {"steps": 20, "step_size": 0.01, "restarts": 1, "random_start": True, "los
 
 def proportion(successes: int, n: int) -> Proportion:
     interval = wilson(successes, n)
-    return Proportion(
-        successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval
-    )
+    return Proportion(successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval)
 
 
 def sha(text: str) -> str:

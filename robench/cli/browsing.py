@@ -75,9 +75,7 @@ def _summary(plugin: catalog.Plugin) -> str:
 def show(
     name: Annotated[
         str,
-        typer.Argument(
-            help="A model, recipe, data set, architecture, attack, defense, suite or leaderboard."
-        ),
+        typer.Argument(help="A model, recipe, data set, architecture, attack, defense, suite or leaderboard."),
     ],
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
@@ -104,9 +102,7 @@ def description(name: str, workspace: Workspace) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if name in models:
         folder, card = models[name]
-        found.append(
-            {"kind": "model", "folder": folder.name, **card.model_dump(mode="json", exclude_none=True)}
-        )
+        found.append({"kind": "model", "folder": folder.name, **card.model_dump(mode="json", exclude_none=True)})
     found += [_plugin(catalog.plugins(kind)[name]) for kind in catalog.KINDS if name in catalog.plugins(kind)]
     if not found:
         known = {n for kind in catalog.KINDS for n in catalog.plugins(kind)} | set(models)
@@ -159,6 +155,4 @@ def data(
     workspace = Workspace.locate(None, data_root)
     download(name, workspace.data_root)
     sizes = {split: len(open_split(name, split, workspace)) for split in get_args(Split)}
-    print(
-        f"{name}: {', '.join(f'{n:,} {s}' for s, n in sizes.items())} images in {Path(workspace.data_root)}"
-    )
+    print(f"{name}: {', '.join(f'{n:,} {s}' for s, n in sizes.items())} images in {Path(workspace.data_root)}")

@@ -52,15 +52,11 @@ def evaluate(
     ] = None,
     threat: Annotated[
         list[str] | None,
-        typer.Option(
-            "--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."
-        ),
+        typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on."
-        ),
+        typer.Option(help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on."),
     ] = None,
     examples: Annotated[
         int | None,
@@ -71,9 +67,7 @@ def evaluate(
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")] = False,
     save_adversarials: Annotated[
         bool, typer.Option("--save-adversarials", help="Keep the adversarial images (reports/adversarials/).")
     ] = False,
@@ -81,9 +75,7 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")
     ] = "fp32",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")] = None,
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="Examples between two savings of progress. Changes no answer.")
     ] = None,
@@ -175,9 +167,7 @@ def prepare(name: str, options: Options) -> Job:
     card = None if is_reference(name) else find_card(name, options.workspace)[1]
     dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
-        raise UserError(
-            f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH"
-        )
+        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
     loaded: LoadedModel | None = None
@@ -187,9 +177,7 @@ def prepare(name: str, options: Options) -> Job:
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
     chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
-    threats = list(options.threats) or [
-        card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])
-    ]
+    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
     return Job(identity, card, images, ids, planning.plan(request), loaded)
@@ -243,9 +231,7 @@ def run(
         save_adversarials=save_adversarials,
     )
     with Bars(quiet=quiet) as bars:
-        campaign = Campaign(
-            loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars)
-        )
+        campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
         return campaign.answer(job.specs, job.ids)
 
 
@@ -299,13 +285,7 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
 def _cell(value: Any) -> str:
     if value is None:
         return "unknown until measured"
-    return (
-        f"{value:,.1f}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:

@@ -26,9 +26,7 @@ from robench.workspace import Workspace
 def import_model(
     weights: Annotated[Path, typer.Argument(help="A .pt, .pth or .safetensors file; it is read, never run.")],
     architecture: Annotated[str, typer.Option(help="The architecture's name: robench list architectures.")],
-    dataset: Annotated[
-        str, typer.Option(help="What it classifies: a data set's name, folder:PATH or npz:PATH.")
-    ],
+    dataset: Annotated[str, typer.Option(help="What it classifies: a data set's name, folder:PATH or npz:PATH.")],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
     mean: Annotated[
         str | None, typer.Option(help="Per channel, on [0, 1], subtracted from images: 0.4914,0.4822,0.4465")
@@ -37,9 +35,7 @@ def import_model(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A parameter of the architecture: depth=28. Repeatable.")
     ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a registered model of that name.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a registered model of that name.")] = False,
     device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     data_root: DataRootOption = None,

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option(
-        "--workspace", help="Folder with model_zoo/ and reports/ (default: ROBENCH_WORKSPACE, else here)."
-    ),
+    typer.Option("--workspace", help="Folder with model_zoo/ and reports/ (default: ROBENCH_WORKSPACE, else here)."),
 ]
 DataRootOption = Annotated[
     Path | None,

@@ -32,9 +32,7 @@ def _file() -> Path:
     """Find scikit-learn's copy without importing the package, which takes a second or two."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise MissingData(
-            "digits come with scikit-learn, which is not installed; run `pip install scikit-learn`"
-        )
+        raise MissingData("digits come with scikit-learn, which is not installed; run `pip install scikit-learn`")
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 

@@ -164,12 +164,7 @@ class Campaign:
         return {name: values[first] for name, values in joined.items()}
 
     def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
-        path = (
-            self.store.root
-            / ".work"
-            / spec.identity
-            / f"{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
-        )
+        path = self.store.root / ".work" / spec.identity / f"{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
         assert result.adversarial_images is not None
         _save(path, {"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images})
 
@@ -186,6 +181,4 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path}: {error}; free some space or choose another --workspace"
-        ) from None
+        raise StorageError(f"cannot write {path}: {error}; free some space or choose another --workspace") from None

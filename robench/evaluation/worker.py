@@ -68,9 +68,7 @@ class Worker:
         self.allow_tf32 = precision == "tf32"
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
-        self._resident = (
-            torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
-        )
+        self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
         self._clean: dict[int, tuple[int, int]] = {}
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -230,9 +228,7 @@ class Worker:
             logits = self._judged(images)
             if not bool(torch.isfinite(logits).all()):
                 row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
-                raise PreflightFailed(
-                    f"the model returns NaN or infinity for the clean example {int(ids[row])}"
-                )
+                raise PreflightFailed(f"the model returns NaN or infinity for the clean example {int(ids[row])}")
             prediction, rank = logits.argmax(1), rank_of(logits, labels)
             answers = zip(prediction.tolist(), rank.tolist(), strict=True)
             self._clean |= dict(zip(ids.tolist(), answers, strict=True))

@@ -163,9 +163,7 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
 def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
     """Return the columns for these attacks."""
     return (
-        Column(
-            key="rank", title="#", role="rank", description="By worst case; equals share the better rank."
-        ),
+        Column(key="rank", title="#", role="rank", description="By worst case; equals share the better rank."),
         Column(
             key="model",
             title="Model",
@@ -173,9 +171,7 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
             description="How it was made, how to use it.",
         ),
         Column(key="architecture", title="Architecture", role="label", description="The network."),
-        Column(
-            key="trained_against", title="Trained against", role="label", description="The adversary it saw."
-        ),
+        Column(key="trained_against", title="Trained against", role="label", description="The adversary it saw."),
         Column(
             key="worst_case",
             title="Worst case",
@@ -184,14 +180,10 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
         ),
         Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
         *(
-            Column(
-                key=title, title=title, role="accuracy", description=f"Images still correct after {title}."
-            )
+            Column(key=title, title=title, role="accuracy", description=f"Images still correct after {title}.")
             for title in attacks.values()
         ),
-        Column(
-            key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack."
-        ),
+        Column(key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack."),
         Column(key="parameters", title="Parameters", role="amount", description="Numbers in the network."),
         Column(key="training_seconds", title="Training", role="amount", unit="s", description="Wall time."),
         Column(

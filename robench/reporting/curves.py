@@ -50,9 +50,7 @@ def training_charts(path: Path) -> list[Chart]:
     """
     try:
         header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-        columns = {
-            name: [_number(text) for text in texts] for name, *texts in zip(header, *rows, strict=True)
-        }
+        columns = {name: [_number(text) for text in texts] for name, *texts in zip(header, *rows, strict=True)}
         epochs = [epoch for epoch in columns.pop("epoch") if epoch is not None]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no training log ({error}); delete it or train again") from None

@@ -35,9 +35,7 @@ def test_nothing_makes_no_table(entry: LeaderboardEntry, tmp_path: Path) -> None
     assert entry.build(Store(tmp_path).results({})) == []
 
 
-def test_tables_have_names_of_their_own_that_are_safe_as_files(
-    entry: LeaderboardEntry, tmp_path: Path
-) -> None:
+def test_tables_have_names_of_their_own_that_are_safe_as_files(entry: LeaderboardEntry, tmp_path: Path) -> None:
     tables: list[Table] = entry.build(results(tmp_path))
     assert tables
     names = [table.name for table in tables]

@@ -180,9 +180,7 @@ def test_changed_weights_are_refused_with_both_hashes(place: Workspace) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(
-        UnsafeFile, match=rf"model\.safetensors has SHA-256 .{{12}}.*{card.weights.sha256[:12]}"
-    ):
+    with pytest.raises(UnsafeFile, match=rf"model\.safetensors has SHA-256 .{{12}}.*{card.weights.sha256[:12]}"):
         load_card_model(card, path.parent)
 
 
@@ -232,9 +230,7 @@ def test_absent_weights_name_the_command(place: Workspace) -> None:
 
 def test_a_model_of_other_data_is_refused(place: Workspace) -> None:
     save(place.user_zoo)
-    with pytest.raises(
-        UserError, match=r"maps \(1, 8, 8\) images to 10 classes, the data set has \(3, 32, 32\)"
-    ):
+    with pytest.raises(UserError, match=r"maps \(1, 8, 8\) images to 10 classes, the data set has \(3, 32, 32\)"):
         load_model("digits-a", place, input_shape=(3, 32, 32), num_classes=10)
 
 

@@ -62,9 +62,7 @@ def test_a_factory_in_a_file_is_called_and_finds_its_siblings(file: Path) -> Non
     assert sys.path == before
 
 
-def test_a_factory_in_a_module_of_the_current_folder_is_called(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_factory_in_a_module_of_the_current_folder_is_called(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     assert load("nets:make")(random_images((1, 4, 4), count=2)).shape == (2, 5)
 

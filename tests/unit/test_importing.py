@@ -129,9 +129,7 @@ class Malicious:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
-    legacy: bool, suffix: str, place: Workspace
-) -> None:
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(legacy: bool, suffix: str, place: Workspace) -> None:
     proof = place.root / "proof"
     path = place.root / f"theirs{suffix}"
     content = {"state_dict": STATE, "extra": Malicious(proof)}

@@ -139,9 +139,7 @@ def test_batch_norm_without_running_statistics_is_stopped() -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 5))
     model = sound(network)
     # One image has no batch statistics at all: the layer refuses it, or its answer differs.
-    with pytest.raises(
-        PreflightFailed, match=r"depends on the rest of the batch|fails on images of shape \(1"
-    ):
+    with pytest.raises(PreflightFailed, match=r"depends on the rest of the batch|fails on images of shape \(1"):
         preflight(model, IMAGES, torch.zeros(100, dtype=torch.int64))
 
 
@@ -193,9 +191,7 @@ def test_accuracy_far_from_the_cards_is_stopped(correct: int, card: Proportion |
     if passes:
         preflight(model, IMAGES, targets, card_accuracy=card)
         return
-    with pytest.raises(
-        PreflightFailed, match=rf"clean accuracy is .*\({correct} of 100\).*wrong normalisation"
-    ):
+    with pytest.raises(PreflightFailed, match=rf"clean accuracy is .*\({correct} of 100\).*wrong normalisation"):
         preflight(model, IMAGES, targets, card_accuracy=card)
 
 

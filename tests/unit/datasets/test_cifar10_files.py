@@ -24,10 +24,7 @@ def python2_pickle(images: np.ndarray, labels: np.ndarray) -> bytes:
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01M" + count + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
-        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
-        + len(raw).to_bytes(4, "little")
-        + raw
-        + b"tb"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
     )
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
     return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"u."
@@ -89,10 +86,7 @@ def codes(mark: Path) -> dict[str, bytes]:
         "builtins": b"c__builtin__\nopen\n(S'" + path + b"'\nS'w'\ntR.",
         "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x09os.system\x93.",
         "instance": b"(S'" + path + b"'\nios\nmkdir\n.",
-        "after a good start": python2_pickle(IMAGES[:2], LABELS[:2])[:-1]
-        + b"0cos\nmkdir\n(S'"
-        + path
-        + b"'\ntR.",
+        "after a good start": python2_pickle(IMAGES[:2], LABELS[:2])[:-1] + b"0cos\nmkdir\n(S'" + path + b"'\ntR.",
     }
 
 

@@ -98,9 +98,7 @@ def test_hash_changes_with_every_part() -> None:
         one.part(1, 20),
         ArrayImages(images=changed_pixel, labels=one.labels, classes=one.classes, origin="here"),
         ArrayImages(images=one.images, labels=changed_label, classes=one.classes, origin="here"),
-        ArrayImages(
-            images=one.images.reshape(20, 1, 1, 4), labels=one.labels, classes=one.classes, origin="here"
-        ),
+        ArrayImages(images=one.images.reshape(20, 1, 1, 4), labels=one.labels, classes=one.classes, origin="here"),
     ]
     assert len({images.sha256 for images in variants}) == len(variants)
     strided = ArrayImages(
@@ -138,10 +136,7 @@ def test_arrays_that_do_not_fit(change: dict[str, Any], message: str) -> None:
 def test_selection_is_recorded_without_paths() -> None:
     examples, positions = select_examples(grey(), dataset="npz:/home/me/faces.v2.npz", split="test", count=3)
     assert examples.dataset == "npz:faces.v2"
-    assert (
-        examples.ids_sha256
-        == hashlib.sha256(b"".join(int(p).to_bytes(8, "little") for p in positions)).hexdigest()
-    )
+    assert examples.ids_sha256 == hashlib.sha256(b"".join(int(p).to_bytes(8, "little") for p in positions)).hexdigest()
     for count in (0, -1, 21):
         with pytest.raises(UserError, match=f"{count} examples of digits test cannot be chosen; it has 20"):
             select_examples(grey(), dataset="digits", split="test", count=count)

@@ -42,9 +42,7 @@ def test_layouts_come_to_the_same(tmp_path: Path) -> None:
     floats = {k: v / np.float32(255) if k[0] == "x" else v for k, v in nhwc.items()}
     compressed = tmp_path / "compressed.npz"
     np.savez_compressed(compressed, **nhwc)
-    names = [written(tmp_path / f"{i}.npz", a) for i, a in enumerate((nhwc, nchw, floats))] + [
-        f"npz:{compressed}"
-    ]
+    names = [written(tmp_path / f"{i}.npz", a) for i, a in enumerate((nhwc, nchw, floats))] + [f"npz:{compressed}"]
     for split in ("train", "validation", "test"):
         assert len({open_split(name, split, WORKSPACE).sha256 for name in names}) == 1
     for name in names:
@@ -70,10 +68,7 @@ def test_splits_of_sorted_training_images(tmp_path: Path) -> None:
     train, validation = (open_split(name, split, WORKSPACE) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (270, 30)
     assert set(validation.labels.tolist()) == {0, 1, 2}
-    pairs = {
-        (image.tobytes(), int(label))
-        for image, label in zip(content["x_train"], content["y_train"], strict=True)
-    }
+    pairs = {(image.tobytes(), int(label)) for image, label in zip(content["x_train"], content["y_train"], strict=True)}
     found = [
         (image.transpose(1, 2, 0).tobytes(), int(label))
         for part in (train, validation)

@@ -67,9 +67,7 @@ def test_shares_by_hand(spec):
 def test_order_and_cut_do_not_matter(spec):
     rows = rows_of(ROBUST, ATTACKED)
     parts = [{n: v[i] for n, v in rows.items()} for i in ([5, 1], [0, 4], [3, 2])]
-    assert (
-        record_of(spec, sort_rows(parts)) == record_of(spec, sort_rows(parts[::-1])) == record_of(spec, rows)
-    )
+    assert record_of(spec, sort_rows(parts)) == record_of(spec, sort_rows(parts[::-1])) == record_of(spec, rows)
 
 
 def test_missing_examples_and_errors_make_it_fail(spec):
