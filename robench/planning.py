@@ -84,9 +84,7 @@ def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
-    return AttackIdentity(
-        name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters
-    )
+    return AttackIdentity(name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
 
 
 def plan(request: Request) -> list[EvalSpec]:

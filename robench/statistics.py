@@ -30,7 +30,7 @@ def proportion(successes: int, n: int) -> Proportion:
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the score interval of E. B. Wilson (JASA 22, 1927): the shares p at which a z-test keeps `successes / n`.
+    """Return the score interval: the shares that a z-test does not reject (E. B. Wilson, JASA 22, 1927).
 
     Raises UserError unless 0 <= successes <= n and n >= 1.
     """
@@ -47,6 +47,4 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 def _check(successes: int, n: int) -> None:
     if not 0 <= successes <= n or n < 1:
-        raise UserError(
-            f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes"
-        )
+        raise UserError(f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes")

@@ -1,4 +1,4 @@
-"""What several families share: the size of feature maps, a convolution before a batch norm, He's initialisation."""
+"""What several families share: sizes of feature maps, convolutions without bias, He's initialisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def last_feature_map(
     if min(remaining(height), remaining(width)) < 1:
         smallest = next(side for side in count(1) if remaining(side) >= 1)
         raise UserError(
-            f"{architecture} needs images of at least {smallest}x{smallest} pixels, these are {height}x{width};"
+            f"{architecture} needs images of at least {smallest}x{smallest} pixels, not {height}x{width};"
             " choose an architecture for smaller images, such as digits_cnn or resnet20"
         )
     return remaining(height), remaining(width)

@@ -42,8 +42,8 @@ def build(
 ) -> nn.Module:
     """Return the network with `blocks[i]` basic blocks in stage i, which has `width * 2**i` channels.
 
-    Each stage but the first halves the image. Convolutions start at He's normal, batch norms at the identity, the
-    last layer at torch's default. Images may have any size.
+    Each stage but the first halves the image. Convolutions start at He's normal, batch norms at the identity,
+    the last layer at torch's default. Images may have any size.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=convolution(input_shape[0], width), bn1=nn.BatchNorm2d(width), relu=nn.ReLU(inplace=True)

@@ -1,4 +1,4 @@
-"""The network that HeatSmoothing's authors ran on CIFAR-10 and call ResNet-34: three stages of five blocks."""
+"""The network that HeatSmoothing's authors ran on CIFAR-10 as ResNet-34: three stages of five blocks."""
 
 from __future__ import annotations
 

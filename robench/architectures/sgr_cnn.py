@@ -13,8 +13,8 @@ from robench.catalog import ArchitectureEntry, PositiveInt, Probability
 class PerImageStandardization(nn.Module):
     """Shift and scale each image `(C, H, W)` to zero mean and unit variance over its C*H*W values.
 
-    As in TensorFlow's `per_image_standardization`, the deviation counts as at least 1 / sqrt(C*H*W), so that a
-    constant image becomes 0.
+    As in TensorFlow's `per_image_standardization`, the deviation counts as at least 1 / sqrt(C*H*W), so that
+    a constant image becomes 0.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class PerImageStandardization(nn.Module):
         centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
         variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
         # The bound goes on the variance: the root of a constant image's zero variance has no finite gradient.
-        return centred / variance.clamp_min(1.0 / images[0].numel() if len(images) else 1.0).sqrt()
+        return centred / variance.clamp_min(1.0 / images.shape[1:].numel()).sqrt()
 
 
 def build(
@@ -35,10 +35,10 @@ def build(
 ) -> nn.Module:
     """Return the network; `widths` are the channels before and after the first pooling, and the dense units.
 
-    SGR calls its networks identical to Carlini and Wagner's, whose code has ReLU after both hidden dense layers and
-    dropout after the first; the table in SGR's appendix prints neither, so dropout can be set to 0. Weights start at
-    Glorot's uniform and biases at 0, the default of Keras, in which that code is written. Raises UserError for images
-    below 16x16.
+    SGR calls its networks identical to Carlini and Wagner's, whose code has ReLU after both hidden dense
+    layers and dropout after the first; the table in SGR's appendix prints neither, so dropout can be set to
+    0. Weights start at Glorot's uniform and biases at 0, the default of Keras, in which that code is written.
+    Raises UserError for images below 16x16.
     """
     height, width = last_feature_map("sgr_cnn", input_shape, lambda side: ((side - 4) // 2 - 4) // 2)
     first, second, hidden = widths

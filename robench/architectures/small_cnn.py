@@ -13,8 +13,8 @@ from robench.catalog import ArchitectureEntry
 def build(*, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     """Return the network; its last layer starts at zero, so an untrained one answers 0 for every class.
 
-    Convolutions start at N(0, 2 / (k^2 * in_channels)) with bias 0, the other dense layers at torch's default, as
-    in TRADES' `models/small_cnn.py`. Raises UserError for images below 16x16.
+    Convolutions start at N(0, 2 / (k^2 * in_channels)) with bias 0, the other dense layers at torch's
+    default, as in TRADES' `models/small_cnn.py`. Raises UserError for images below 16x16.
     """
     height, width = last_feature_map("small_cnn", input_shape, lambda side: ((side - 4) // 2 - 4) // 2)
     features = OrderedDict(

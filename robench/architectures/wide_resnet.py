@@ -14,7 +14,7 @@ from robench.errors import UserError
 
 
 class PooledPaddedShortcut(nn.Module):
-    """Average pooling by `stride`, then zeros for the new channels, half of them on either side of the old."""
+    """Average pooling by `stride`, then zeros as new channels, half of them on either side of the old."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
@@ -59,6 +59,14 @@ class WideBlock(nn.Module):
         return change + (features if self.convShortcut is None else self.convShortcut(active))
 
 
+def _blocks_per_stage(depth: int) -> int:
+    blocks, rest = divmod(depth - 4, 6)
+    if rest or blocks < 1:
+        nearest = 6 * max(1, round((depth - 4) / 6)) + 4
+        raise UserError(f"a wide residual network has 6n + 4 layers, not {depth}; try depth={nearest}")
+    return blocks
+
+
 def build(
     *,
     num_classes: int,
@@ -67,23 +75,20 @@ def build(
     width: PositiveInt = 10,
     flavour: Literal["trades", "madry"] = "trades",
 ) -> nn.Module:
-    """Return the network of `depth` = 6n + 4 layers: stages of n blocks with 16, 32, 64 times `width` channels.
+    """Return the network of `depth` = 6n + 4 layers: stages of n blocks, 16, 32, 64 times `width` channels.
 
-    Flavour "trades" has ReLU and 1x1 convolutions as shortcuts; "madry", which EMR trains, has LeakyReLU of slope
-    0.1 and :class:`PooledPaddedShortcut`. Convolutions start at He's normal, batch norms at the identity, the last
-    weight at torch's default, its bias at 0. Raises UserError for another depth, and for images that flavour "madry"
-    cannot halve twice.
+    Flavour "trades" has ReLU and 1x1 convolutions as shortcuts; "madry", which EMR trains, has LeakyReLU of
+    slope 0.1 and :class:`PooledPaddedShortcut`. Convolutions start at He's normal, batch norms at the
+    identity, the last weight at torch's default, its bias at 0. Raises UserError for another depth, and for
+    images that flavour "madry" cannot halve twice.
     """
-    blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        nearest = 6 * max(1, round((depth - 4) / 6)) + 4
-        raise UserError(f"a wide residual network has 6n + 4 layers, not {depth}; try depth={nearest}")
     channels, height, image_width = input_shape
     if flavour == "madry" and (height % 4 or image_width % 4):
         raise UserError(
             "flavour madry needs images whose sides are multiples of 4, such as 32x32,"
-            f" these are {height}x{image_width}; use flavour=trades"
+            f" not {height}x{image_width}; use flavour=trades"
         )
+    blocks = _blocks_per_stage(depth)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=convolution(channels, 16))
     incoming = 16
     for stage, outgoing in enumerate((16 * width, 32 * width, 64 * width)):

@@ -1,7 +1,7 @@
 """Data sets: labelled 8-bit images in fixed train, validation and test splits, without torch.
 
-A data set is a catalog name (`mnist`), an image folder (`folder:PATH`) or arrays in a file (`npz:PATH`). Every split has a
-stated order and a hash; an example's id is its position in that order.
+A data set is a catalog name (`mnist`), an image folder (`folder:PATH`) or arrays in a file (`npz:PATH`).
+Every split has a stated order and a hash; an example's id is its position in that order.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class DatasetFacts:
 def open_split(dataset: str, split: Split, workspace: Workspace) -> ImageSet:
     """Return one split of a data set.
 
-    The validation split is the end of the training images' stated order: as many as the catalog entry holds out, at most a
-    fifth of them; a tenth, at most 2,000, of the user's own data. The train split is the rest.
+    The validation split is the end of the training images' stated order: as many as the catalog entry holds
+    out, at most a fifth of them; a tenth, at most 2,000, of the user's own data. The train split is the rest.
 
-    Raises UnknownName for a name that is not in the catalog, MissingData (says how to get it) for files that are not
-    there, UnsafeFile for damaged ones, UserError for ones that are no labelled images.
+    Raises UnknownName for a name that is not in the catalog, MissingData (says how to get it) for files that
+    are not there, UnsafeFile for damaged ones, UserError for ones that are no labelled images.
     """
     if split not in get_args(Split):
         raise UnknownName("split", split, get_args(Split))
@@ -81,15 +81,13 @@ def open_split(dataset: str, split: Split, workspace: Workspace) -> ImageSet:
         return load("test")
     images = load("train")
     if len(images) < 2:
-        raise UserError(
-            f"{dataset} has {len(images)} training images; a train and a validation split need two"
-        )
+        raise UserError(f"{dataset} has {len(images)} training images; a train and a validation split need two")
     boundary = len(images) - max(1, min(held_out, len(images) // share))
     return images.part(0, boundary) if split == "train" else images.part(boundary, len(images))
 
 
 def dataset_facts(dataset: str, workspace: Workspace) -> DatasetFacts:
-    """Return what is known of a data set; its files are read only where the catalog cannot tell its classes or shape.
+    """Return what is known of a data set; files are read only where the catalog does not tell it.
 
     Raises what :func:`open_split` raises.
     """
@@ -124,14 +122,12 @@ def select_examples(
 ) -> tuple[Examples, Positions]:
     """Return which examples are evaluated, as it is recorded and as sorted positions (n,) int64.
 
-    `count` None is all of them, else the first `count` of a fixed shuffle: a smaller selection is part of every larger
-    one. Raises UserError for a count below 1 or above the split's size.
+    `count` None is all of them, else the first `count` of a fixed shuffle: a smaller selection is part of
+    every larger one. Raises UserError for a count below 1 or above the split's size.
     """
     size = len(image_set)
     if count is not None and not 1 <= count <= size:
-        raise UserError(
-            f"{count} examples of {dataset} {split} cannot be chosen; it has {size}, ask for 1 to {size}"
-        )
+        raise UserError(f"{count} examples of {dataset} {split} cannot be chosen; it has {size}, ask for 1 to {size}")
     chosen = np.sort(fixed_shuffle(size)[:count])
     examples = Examples(
         dataset=recorded_name(dataset),
@@ -150,7 +146,5 @@ def _own(dataset: str) -> tuple[str, Path | None]:
     if not colon:
         return dataset, None
     if prefix not in READERS or not path:
-        raise UserError(
-            f"data set {dataset!r} is no catalog name; write folder:PATH or npz:PATH for your own data"
-        )
+        raise UserError(f"data set {dataset!r} is no catalog name; write folder:PATH or npz:PATH for your own data")
     return prefix, Path(path).expanduser()

@@ -1,11 +1,12 @@
-"""Labelled images in folders: one folder for each class, one file for each image, decoded when they are read."""
+"""Image folders: one folder for each class, one file for each image, decoded when it is read."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,17 +46,17 @@ class FileImages:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the hash of how the images are prepared and of all files' names and sizes in bytes, by name."""
+        """Return the hash of the preparation, the classes, and every file's name and size, sorted by name."""
         digest = hashlib.sha256(f"files {self.image_shape} resized={self.resized} {self.classes}\n".encode())
         for file in sorted(self.files):
-            digest.update(f"{file} {(self.root / file).stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{file} {(self.root / file).stat().st_size}\n"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, positions: Positions) -> Pixels:
-        """Return the images at `positions` (n,) as (n, C, H, W) uint8; UnsafeFile names a file that is damaged."""
+        """Return the images at `positions` (n,) as (n, C, H, W) uint8; UnsafeFile names a damaged file."""
         images = np.empty((len(positions), *self.image_shape), np.uint8)
         with ThreadPoolExecutor(WORKERS) as pool:
             for row, image in enumerate(pool.map(self._decode, positions.tolist())):
@@ -69,25 +70,20 @@ class FileImages:
     def _decode(self, position: int) -> Pixels:
         path = self.root / self.files[position]
         channels, *size = self.image_shape
-        try:
-            with Image.open(path) as file:
-                image = file.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports damage in all three ways
-            raise UnsafeFile(f"{path} is damaged or no image: {error}") from None
+        with _opened(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
         if self.resized:
             image = central(image)
         elif [image.height, image.width] != size:
-            raise UnsafeFile(
-                f"{path} is {image.width} x {image.height} pixels now; its folder changed while in use"
-            )
+            raise UnsafeFile(f"{path} is {image.width} x {image.height} pixels now; its folder changed while in use")
         return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
 def central(image: Image.Image) -> Image.Image:
     """Return the central 224 x 224 pixels of the image resized (bilinear) to a shorter side of 256.
 
-    Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them, so that published models see the
-    pixels they were measured on.
+    Sizes and offsets are rounded as torchvision's Resize and CenterCrop round them, so that published models
+    see the pixels they were measured on.
     """
     shorter = min(image.size)
     width, height = (SHORTER_SIDE * side // shorter for side in image.size)
@@ -99,9 +95,10 @@ def central(image: Image.Image) -> Image.Image:
 def load(path: Path, split: str) -> FileImages:
     """Return the `train` or `test` split of an image folder.
 
-    The folder holds `train/CLASS/FILE` and `test/CLASS/FILE` (or `val/`), or just `CLASS/FILE`, all of it test images.
-    Images of one size are taken as they are (grey if all are), others are resized and cropped as ImageNet's.
-    Raises MissingData, UserError for a folder without that layout, UnsafeFile for files that are no images.
+    The folder holds `train/CLASS/FILE` and `test/CLASS/FILE` (or `val/`), or just `CLASS/FILE`, all of it
+    test images. Images of one size are taken as they are (grey if all are), others are resized and cropped as
+    ImageNet's. Raises MissingData, UserError for a folder without that layout, UnsafeFile for files that are
+    no images.
     """
     folders = split_folders(path)
     if split not in folders:
@@ -111,7 +108,7 @@ def load(path: Path, split: str) -> FileImages:
 
 
 def split_folders(path: Path) -> Mapping[str, Path]:
-    """Return the folders of the training and the test images, those that exist; `test/` goes before `val/`."""
+    """Return the folders of the training and the test images that exist; `test/` goes before `val/`."""
     if not path.is_dir():
         raise MissingData(f"{path} is no folder; name one that holds train/CLASS/FILE and test/CLASS/FILE")
     places = {"train": [path / "train"], "test": [path / "test", path / "val"]}
@@ -119,22 +116,18 @@ def split_folders(path: Path) -> Mapping[str, Path]:
     return {split: folder for split, folder in found.items() if folder} or {"test": path}
 
 
-def listed(
-    folders: Mapping[str, Path], split: str, *, image_shape: tuple[int, int, int], resized: bool
-) -> FileImages:
+def listed(folders: Mapping[str, Path], split: str, *, image_shape: tuple[int, int, int], resized: bool) -> FileImages:
     """Return a split's files without opening them.
 
-    The classes are the names of the training folders (of the test folders, where there is no training split), sorted.
-    Test images are ordered by class, then name; training images take a fixed shuffle of that order, so that the
-    validation split holds all classes.
+    The classes are the names of the training folders (of the test folders, where there is no training split),
+    sorted. Test images are ordered by class, then name; training images take a fixed shuffle of that order,
+    so that the validation split holds all classes.
     """
     names = _files(folders[split])
     classes = tuple(_class_folders(folders.get("train", folders[split])))
     unknown = sorted(names.keys() - set(classes))
     if unknown:
-        raise UserError(
-            f"{folders[split] / unknown[0]} is a class without training images in {folders['train']}"
-        )
+        raise UserError(f"{folders[split] / unknown[0]} is a class without training images in {folders['train']}")
     files = [f"{name}/{file}" for name in classes for file in names.get(name, ())]
     labels = np.array([k for k, name in enumerate(classes) for _ in names.get(name, ())], np.int64)
     if split == "train":
@@ -175,21 +168,23 @@ def _common_shape(folders: Mapping[str, Path]) -> tuple[int, int, int] | None:
     for folder in folders.values():
         for name, files in _files(folder).items():
             for file in files:
-                size, mode = _header(folder / name / file)
-                sizes.add(size)
-                modes.add(mode)
+                with _opened(folder / name / file) as image:
+                    sizes.add(image.size)
+                    modes.add(image.mode)
                 if len(sizes) > 1:
                     return None
     ((width, height),) = sizes
     return (1 if modes <= {"1", "L"} else 3), height, width
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Give an image of which only the header is read yet."""
     try:
         with Image.open(path) as image:
-            size, mode = image.size, image.mode
-    except (OSError, SyntaxError, ValueError) as error:
+            if image.mode[0] in "IF":
+                raise UserError(f"{path} has pixels of mode {image.mode}; images have 8 bits a channel")
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow reports damage in all of these ways.
         raise UnsafeFile(f"{path} is damaged or no image: {error}") from None
-    if mode[0] in "IF":
-        raise UserError(f"{path} has pixels of mode {mode}; images have 8 bits a channel")
-    return size, mode

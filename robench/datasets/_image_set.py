@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: labelled 8-bit images with a hash, held as arrays or read from files."""
+"""What a data set gives the rest of the package: labelled 8-bit images in a stated order, and their hash."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ImageSet(Protocol):
         """Return the number of images."""
 
     def read(self, positions: Positions) -> Pixels:
-        """Return the images at `positions` (n,), each in [0, N), as (n, C, H, W) uint8 in the order asked for."""
+        """Return the images at `positions` (n,), each in [0, N), as (n, C, H, W) uint8, in that order."""
 
     def part(self, start: int, stop: int) -> Self:
         """Return the images from position `start` up to, not including, `stop`."""
@@ -51,7 +51,7 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ArrayImages:
-    """Images held in memory. Raises UserError for arrays that do not fit together; the text names `origin`."""
+    """Images held in memory. Raises UserError, which names `origin`, for arrays that do not fit together."""
 
     images: Pixels
     """(N, C, H, W) uint8."""
@@ -74,9 +74,8 @@ class ArrayImages:
         wrong = (self.labels < 0) | (self.labels >= len(self.classes))
         if wrong.any():
             first = int(wrong.argmax())
-            raise UserError(
-                f"{self.origin}: label {self.labels[first]} of image {first} is not in 0..{len(self.classes) - 1}"
-            )
+            highest = len(self.classes) - 1
+            raise UserError(f"{self.origin}: label {self.labels[first]} of image {first} is not in 0..{highest}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -112,8 +111,8 @@ class ArrayImages:
 def fixed_shuffle(count: int) -> Positions:
     """Return the positions 0..count-1 in a random-looking order that is the same everywhere and for ever.
 
-    They are sorted by SplitMix64's output function (Steele, Lea, Flood, OOPSLA 2014, figure 17) of the position. It is a
-    bijection, so there are no ties, and no library's generator is asked.
+    They are sorted by SplitMix64's output function (Steele, Lea, Flood, OOPSLA 2014, figure 17) of the
+    position. It is a bijection, so there are no ties, and no library's generator is asked.
     """
     word = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

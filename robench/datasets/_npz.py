@@ -18,19 +18,21 @@ from robench.errors import MissingData, UnsafeFile, UserError
 
 SPLITS = ("train", "test")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-#: Images whose values are checked and converted at once: a few megabytes instead of several copies of the file.
+#: Images whose values are checked and converted at once: a few megabytes instead of several copies of the
+#: file.
 CHUNK = 1000
 
 
 def load(path: Path, split: str) -> ArrayImages:
     """Return the `train` or `test` split of an `.npz` file.
 
-    Images are uint8, or float in [0, 1] (rounded to 8 bits), as (N, H, W, C), (N, C, H, W) or grey (N, H, W); labels are
-    integers 0..K-1, each of which has a training image. Test images keep the file's order. Training images take a fixed
-    shuffle of it, so that the validation split holds all classes of a file that is sorted by class.
+    Images are uint8, or float in [0, 1] (rounded to 8 bits), as (N, H, W, C), (N, C, H, W) or grey (N, H, W);
+    labels are integers 0..K-1, each of which has a training image. Test images keep the file's order.
+    Training images take a fixed shuffle of it, so that the validation split holds all classes of a file that
+    is sorted by class.
 
-    Raises MissingData, UnsafeFile for a file that is damaged or holds pickled objects, UserError for arrays that are no
-    labelled images.
+    Raises MissingData, UnsafeFile for a file that is damaged or holds pickled objects, UserError for arrays
+    that are no labelled images.
     """
     images, labels = read_split(path, split)
     with _opened(path) as arrays:
@@ -98,8 +100,8 @@ def _check(split: str, images: _Header, *, labels: _Header, path: Path) -> None:
         raise UserError(f"{path}: x_{split} is {images.dtype}; images are uint8, or float in [0, 1]")
     if len(images.shape) not in (3, 4) or 0 in images.shape or _channel_axis(images.shape) == 0:
         raise UserError(
-            f"{path}: x_{split} has shape {images.shape}; images are (N, H, W), or (N, H, W, C) or (N, C, H, W) "
-            f"with 1 or 3 channels on one of the two axes"
+            f"{path}: x_{split} has shape {images.shape}; images are (N, H, W), "
+            f"or (N, H, W, C) or (N, C, H, W) with 1 or 3 channels on one of the two axes"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise UserError(
@@ -109,7 +111,7 @@ def _check(split: str, images: _Header, *, labels: _Header, path: Path) -> None:
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
-    """Return where the channels are: 3, 1, None for grey images without such an axis, 0 where it cannot be told."""
+    """Return where the channels are: 1, 3, None for grey images without them, 0 where it cannot be told."""
     if len(shape) == 3:
         return None
     candidates = [axis for axis in (1, 3) if shape[axis] in (1, 3)]
@@ -125,9 +127,7 @@ def _eight_bits(images: NDArray[Any], origin: str) -> Pixels:
         part = images[start : start + CHUNK]
         inside = (part >= 0) & (part <= 1)  # false for NaN as well
         if not inside.all():
-            raise UserError(
-                f"{origin} has the value {part[~inside][0]}; float images are in [0, 1], divide by 255"
-            )
+            raise UserError(f"{origin} has the value {part[~inside][0]}; float images are in [0, 1], divide by 255")
         rounded[start : start + CHUNK] = np.rint(part.astype(np.float64) * 255)
     return rounded
 
@@ -138,6 +138,7 @@ def _classes(labels: NDArray[Any], path: Path) -> tuple[str, ...]:
     if used[0] < 0 or used[-1] != len(used) - 1:
         absent = next((k for k in range(len(used)) if k not in used), 0)
         raise UserError(
-            f"{path}: y_train goes from {used[0]} to {used[-1]} without {absent}; labels are 0..K-1, each with images"
+            f"{path}: y_train goes from {used[0]} to {used[-1]} without {absent}; "
+            f"labels are 0..K-1, each with training images"
         )
     return tuple(str(k) for k in used)

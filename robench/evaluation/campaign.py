@@ -153,7 +153,10 @@ class Campaign:
         for path in sorted((self.store.root / ".work" / spec.identity).glob("*.safetensors")):
             with suppress(SafetensorError):  # cut short by a full disk: computed again
                 parts.append(load_file(path))
-        empty = {"example_ids": np.empty(0, np.int64), "adversarial_images": np.empty(0, np.float32)}
+        empty: dict[str, NDArray[Any]] = {
+            "example_ids": np.empty(0, np.int64),
+            "adversarial_images": np.empty(0, np.float32),
+        }
         if not parts:
             return empty
         joined = {name: np.concatenate([part[name] for part in parts]) for name in empty}
@@ -179,4 +182,3 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error}; free some space or choose another --workspace") from None
-

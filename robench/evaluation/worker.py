@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,7 @@ class Worker:
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.judge = model.to(device=device, dtype=self.dtype).eval()
+        self.judge = copy.deepcopy(model).to(device=device, dtype=self.dtype).eval()
         self.search = QueryCounter(search_copy(model, precision=precision, device=device))
         self.second_search = QueryCounter(self.judge)
         self.allow_tf32 = precision == "tf32"
@@ -92,12 +93,12 @@ class Worker:
                     kept.append(adversarial.float().cpu().numpy())
         except InvalidAnswer as problem:
             error = ShardError(
-                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)  # type: ignore[arg-type]
+                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
             return ShardResult(shard, {}, self._cost(before, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        images = np.concatenate(kept) if kept else None
-        return ShardResult(shard, rows, self._cost(before, started), None, images)
+        found = np.concatenate(kept) if kept else None
+        return ShardResult(shard, rows, self._cost(before, started), None, found)
 
     def _passes(self) -> tuple[int, int]:
         counters = self.search, self.second_search
@@ -134,8 +135,10 @@ class Worker:
         try:
             return self._answer(spec, ids, images, labels)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or len(ids) == 1:
+            if not _is_out_of_memory(error):
                 raise
+            if len(ids) == 1:
+                raise InvalidAnswer("crash", f"one example does not fit in memory: {error}") from error
         torch.cuda.empty_cache()
         half = len(ids) // 2
         self.batch_size = half
@@ -149,7 +152,8 @@ class Worker:
     ) -> tuple[dict[str, NDArray[Any]], Tensor]:
         clean_prediction, clean_rank = self._clean_answers(ids, images, labels)
         attacked = torch.from_numpy(clean_rank == 0).to(self.device).nonzero().squeeze(1)
-        adversarial, prediction = images.clone(), torch.from_numpy(clean_prediction).to(self.device)
+        adversarial = images.clone()
+        prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         if len(attacked):
             found, answer = self._attack(spec, ids, images, labels, attacked)
             adversarial[attacked], prediction[attacked] = found, answer
@@ -179,7 +183,12 @@ class Worker:
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        model, clean, labels[some], threat=spec.threat, random=random[some], **spec.attack.parameters
+                        model,
+                        clean,
+                        labels[some],
+                        threat=spec.threat,
+                        random=random[some],
+                        **spec.attack.parameters,
                     )
             except RobenchError:
                 raise
@@ -209,8 +218,7 @@ class Worker:
     def _judged(self, images: Tensor) -> Tensor:
         """Return the plain model's logits, without TF32 whatever the process allows."""
         with tensor_float32(allowed=False):
-            logits: Tensor = self.judge(images)
-        return logits
+            return self.judge(images)  # type: ignore[no-any-return]
 
     def _clean_answers(
         self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
@@ -272,4 +280,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-

@@ -134,9 +134,7 @@ class Training:
             metric, best = recipe.selection.metric, state.best
             # Of equally good epochs the later one: it has seen more and its learning rate is mostly lower.
             if best is None or measured.accuracies[metric] >= best.validation[metric]:
-                state.best = Chosen(
-                    state.epoch, measured.accuracies, measured.counts, weights_of(state.result)
-                )
+                state.best = Chosen(state.epoch, measured.accuracies, measured.counts, weights_of(state.result))
         row["seconds"] = clock.seconds()
         state.rows.append(row)
         write_log(self.folder / "training.csv", state.rows)

@@ -1,0 +1,269 @@
+"""Which model withstands all attacks together: one table per data set, examples and threat model.
+
+Rows are models, ranked by the worst case: the share of images that are classified correctly after *every*
+attack, decided image by image. No single attack's accuracy is lower. It is what an adversary achieves who
+picks the best attack for each image (the ensemble of Croce and Hein, arXiv:2003.01690, section 5).
+
+A worst case over fewer attacks is an easier one. So a model that lacks an attack which another model of the
+table has gets no rank, and a note that names the attack. Evaluations that failed never count; they are
+listed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robench.catalog import LeaderboardEntry
+from robench.errors import UnsafeFile
+from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.statistics import wilson
+from robench.store import Results, StoredCard, StoredRecord, file_name
+from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
+from robench.threat_model import fraction_text
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """A model with its answers in one table."""
+
+    answers: Mapping[str, StoredRecord]
+    """Complete ones, by the key of their attack."""
+    failures: Mapping[str, StoredRecord]
+    card: StoredCard | None
+    """Only if it describes these weights."""
+    name: str
+    note: str | None
+    robust: NDArray[np.bool_]
+    """(N,): correct after every attack."""
+
+    @property
+    def worst_case(self) -> float:
+        """Return the share of examples that stand all attacks this model has been through."""
+        return float(self.robust.mean())
+
+
+def robustness(results: Results) -> list[Table]:
+    """Return a table for every (data set, examples, threat model) that has records, in order of name."""
+    groups: dict[str, list[StoredRecord]] = defaultdict(list)
+    for stored in results.records:
+        spec = stored.record.spec
+        question = [spec.examples.model_dump(mode="json"), str(spec.threat)]
+        groups[canonical_hash(question)].append(stored)
+    names = [table_name(group[0].record.spec) for group in groups.values()]
+    tables = []
+    for (key, group), name in zip(groups.items(), names, strict=True):
+        # Data that share a name and differ in content must not share a file.
+        unique = name if names.count(name) == 1 else f"{name}-{key[:6]}"
+        tables.append(build_table(unique, group, results))
+    return sorted(tables, key=lambda table: natural(table.name))
+
+
+def table_name(spec: EvalSpec) -> str:
+    """Return `robustness-mnist-linf-0.3`; the split and the count follow where not all test images."""
+    examples = spec.examples
+    radius = fraction_text(spec.threat.epsilon).replace("/", "-")
+    parts = ["robustness", file_name(examples.dataset), spec.threat.norm.lower(), radius]
+    parts += [examples.split] if examples.split != "test" else []
+    parts += [str(examples.count)] if examples.count != examples.split_size else []
+    return "-".join(parts)
+
+
+def build_table(name: str, group: list[StoredRecord], results: Results) -> Table:
+    """Return the table of records that share examples and threat model."""
+    attacks = attack_titles(s.record.spec for s in group if s.record.status == "complete")
+    contestants = sorted(contestants_of(group, results), key=lambda c: (-c.worst_case, natural(c.name)))
+    ranked = [c for c in contestants if len(c.answers) == len(attacks)]
+    others = sorted((c for c in contestants if c not in ranked), key=lambda c: natural(c.name))
+    ranks = competition_ranks(c.worst_case for c in ranked)
+    spec = group[0].record.spec
+    radius = fraction_text(spec.threat.epsilon)
+    shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
+    return Table(
+        name=name,
+        title=f"{spec.examples.dataset} under {spec.threat}",
+        caption=f"{shown}, each changed by at most {radius} in {spec.threat.norm} norm",
+        columns=columns(attacks),
+        rows=(
+            *(row(c, attacks, rank=rank) for c, rank in zip(ranked, ranks, strict=True)),
+            *(row(c, attacks, rank=None) for c in others),
+        ),
+        ranked_by="worst_case",
+        remarks=tuple(remark(s.record) for s in group if s.record.status == "failed"),
+    )
+
+
+def contestants_of(group: Iterable[StoredRecord], results: Results) -> list[Contestant]:
+    """Return the models that have at least one complete record."""
+    by_model: dict[str, list[StoredRecord]] = defaultdict(list)
+    for stored in group:
+        by_model[canonical_hash(stored.record.spec.model.model_dump(mode="json"))].append(stored)
+    ids = [records[0].record.spec.model.id for records in by_model.values()]
+    found = []
+    for records in by_model.values():
+        answers = {attack_key(s.record.spec): s for s in records if s.record.status == "complete"}
+        if not answers:
+            continue
+        model = records[0].record.spec.model
+        card = results.cards.get(model.id)
+        described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
+        notes = [described.card.scale] if described and described.card.scale else []
+        if ids.count(model.id) > 1 or (card and not described):
+            notes.append(f"weights {model.weights_sha256[:8]}")
+        failures = {attack_key(s.record.spec): s for s in records if s.record.status == "failed"}
+        robust = intersection([s.record for s in answers.values()], results)
+        found.append(Contestant(answers, failures, described, model.id, "; ".join(notes) or None, robust))
+    return found
+
+
+def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool_]:
+    """Return which examples stand every attack; raise UnsafeFile if the rows are of different examples."""
+    rows = [results.outcomes(record) for record in records]
+    stands = np.ones(len(rows[0]["robust"]), dtype=np.bool_)
+    for record, own in zip(records, rows, strict=True):
+        if not np.array_equal(own["example_id"], rows[0]["example_id"]):
+            raise UnsafeFile(
+                f"records {records[0].spec.identity} and {record.spec.identity} name the same examples, but "
+                f"their outcomes hold different ones; delete both and evaluate {record.spec.model.id} again"
+            )
+        stands &= own["robust"]
+    return stands
+
+
+def attack_key(spec: EvalSpec) -> str:
+    """Return what makes two searches the same column: all that can change the answer."""
+    return canonical_hash([spec.attack.model_dump(mode="json"), spec.seed, spec.precision])
+
+
+def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
+    """Return each attack's title by its key, in order of title; those that share a name say what differs."""
+    facts = {
+        attack_key(spec): {
+            **spec.attack.model_dump(mode="json", exclude={"parameters"}),
+            **spec.attack.parameters,
+            "seed": spec.seed,
+            "precision": spec.precision,
+        }
+        for spec in specs
+    }
+    titles = {}
+    for key, own in facts.items():
+        namesakes = [other for other in facts.values() if other["name"] == own["name"]]
+        names = dict.fromkeys(name for other in namesakes for name in other)
+        differing = [f for f in names if any(other.get(f) != own.get(f) for other in namesakes)]
+        details = ", ".join(f"{f}={own.get(f)}" for f in differing)
+        titles[key] = f"{own['name']} ({details})" if details else own["name"]
+    return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
+
+
+def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
+    """Return the columns for these attacks."""
+    return (
+        Column(key="rank", title="#", role="rank", description="By worst case; equals share the better rank."),
+        Column(
+            key="model",
+            title="Model",
+            role="model",
+            description="How it was made, how to use it.",
+        ),
+        Column(key="architecture", title="Architecture", role="label", description="The network."),
+        Column(key="trained_against", title="Trained against", role="label", description="The adversary it saw."),
+        Column(
+            key="worst_case",
+            title="Worst case",
+            role="accuracy",
+            description="Images still correct after every attack, decided image by image.",
+        ),
+        Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
+        *(
+            Column(key=title, title=title, role="accuracy", description=f"Images still correct after {title}.")
+            for title in attacks.values()
+        ),
+        Column(key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack."),
+        Column(key="parameters", title="Parameters", role="amount", description="Numbers in the network."),
+        Column(key="training_seconds", title="Training", role="amount", unit="s", description="Wall time."),
+        Column(
+            key="passes",
+            title="Passes",
+            role="amount",
+            description="Forward and backward passes per image, all attacks together.",
+        ),
+        Column(
+            key="evaluation_seconds",
+            title="Evaluation",
+            role="amount",
+            unit="s",
+            description="Wall time, all attacks together.",
+        ),
+    )
+
+
+def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None) -> tuple[Cell, ...]:
+    """Return a model's cells, in the order of :func:`columns`."""
+    own = {key: contestant.answers[key] for key in attacks if key in contestant.answers}
+    missing = [title for key, title in attacks.items() if key not in own]
+    first = next(iter(own.values()))
+    strongest = min(own, key=lambda key: own[key].record.robust.successes)
+    n, card = len(contestant.robust), contestant.card.card if contestant.card else None
+    low, high = wilson(int(contestant.robust.sum()), n)
+    costs = [stored.record.cost for stored in own.values()]
+    top5 = first.record.clean_top5
+    return (
+        Cell(value=rank, note=f"not ranked: without {', '.join(missing)}" if missing else None),
+        Cell(value=contestant.name, model=contestant.name if card else None, note=contestant.note),
+        Cell(value=first.record.spec.model.architecture.name),
+        Cell(value=trained_against(card)),
+        Cell(
+            value=contestant.worst_case,
+            low=low,
+            high=high,
+            n=n,
+            note=f"over {len(own)} of {len(attacks)} attacks" if missing else None,
+        ),
+        proportion_cell(
+            first.record.clean,
+            record=first.path,
+            note=f"top-5 {top5.value:.2%}" if top5 is not None else None,
+        ),
+        *(attack_cell(contestant, key) for key in attacks),
+        Cell(value=attacks[strongest]),
+        Cell(value=card.parameter_count if card else None),
+        Cell(value=card.training_seconds if card else None),
+        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / n),
+        Cell(value=sum(cost.seconds for cost in costs)),
+    )
+
+
+def attack_cell(contestant: Contestant, key: str) -> Cell:
+    """Return the accuracy under one attack, or why there is none."""
+    if key in contestant.answers:
+        answer = contestant.answers[key]
+        return proportion_cell(answer.record.robust, record=answer.path)
+    return Cell(note="failed" if key in contestant.failures else "not evaluated")
+
+
+def trained_against(card: ModelCard | None) -> str | None:
+    """Return the training's threat model, "nothing" for standard training, None where it is unknown."""
+    if card is None or (card.threat is None and card.recipe is None):
+        return None
+    return str(card.threat) if card.threat else "nothing"
+
+
+def remark(record: EvalRecord) -> str:
+    """Return one line on an evaluation that failed."""
+    reasons = [f"{e.kind} in {e.count} examples from {e.first_id} on: {e.message}" for e in record.errors[:1]]
+    more = f" (and {len(record.errors) - 1} more)" if len(record.errors) > 1 else ""
+    question = f"{record.spec.model.id} under {record.spec.attack.name}"
+    return f"{question} failed and does not count: {''.join(reasons) or 'no reason recorded'}{more}"
+
+
+ENTRY = LeaderboardEntry(
+    name="robustness",
+    build=robustness,
+    summary="Models ranked by worst case over the attacks, example by example.",
+    source="Croce and Hein, Reliable evaluation of adversarial robustness, arXiv:2003.01690, section 5",
+)

@@ -1,0 +1,102 @@
+"""The registry of models, as far as it can be read without torch: `model_zoo/<id>/card.json`, the weights
+beside it.
+
+Models are looked up in the workspace's registry, then the user's own, then the one that is shipped with the
+package (:attr:`Workspace.registries`); the first that has the id answers. A card whose weights are too large
+to be committed is still a card: asking for its weights names the command that makes them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from robench import catalog
+from robench.errors import UnknownName, UserError
+from robench.records import ModelCard, ModelIdentity
+from robench.workspace import Workspace
+
+CARD = "card.json"
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def checked_id(name: str) -> str:
+    """Return `name` if it can be a model's id, which is also a folder's name; else raise UserError."""
+    if not _ID.fullmatch(name):
+        raise UserError(
+            f"model name {name!r} has other characters than a-z, 0-9, '.', '_', '-' or does not start with "
+            "a letter or digit; write it like mnist-pgd-0.3"
+        )
+    return name
+
+
+def is_reference(name: str) -> bool:
+    """Return whether `name` is a model from elsewhere (`torchvision:NAME`, `FILE.py:FACTORY`), not an id."""
+    return ":" in name
+
+
+def cards(workspace: Workspace) -> dict[str, tuple[Path, ModelCard]]:
+    """Return the folder and the card of every model in sight, by id, in alphabetical order.
+
+    Raises UserError that names the file for a card that cannot be read.
+    """
+    found: dict[str, tuple[Path, ModelCard]] = {}
+    for registry in workspace.registries:
+        for path in registry.glob(f"*/{CARD}"):
+            # Names with a dot in front are checkpoints that are being written.
+            if not path.parent.name.startswith(".") and path.parent.name not in found:
+                found[path.parent.name] = path.parent, read_card(path)
+    return dict(sorted(found.items()))
+
+
+def read_card(path: Path) -> ModelCard:
+    """Return the card in a file; raise UserError that names the file if it is none, or another model's."""
+    try:
+        card = ModelCard.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if card.id != path.parent.name:
+        raise UserError(f"{path} is the card of {card.id!r}; rename its folder to that, or correct its id")
+    return card
+
+
+def find_card(name: str, workspace: Workspace) -> tuple[Path, ModelCard]:
+    """Return the folder and the card of the model `name`.
+
+    Raises UserError with the command to run where there is a recipe of that name but no model yet, and
+    UnknownName with the nearest names where there is neither.
+    """
+    checked_id(name)
+    for registry in workspace.registries:
+        path = registry / name / CARD
+        if path.is_file():
+            return path.parent, read_card(path)
+    if name in catalog.plugins("recipes"):
+        raise UserError(f"model {name!r} is not trained yet; run: robench train {name}")
+    raise UnknownName("model", name, {*cards(workspace), *catalog.plugins("recipes")})
+
+
+def weights_path(card: ModelCard, folder: Path) -> Path:
+    """Return the file of the selected weights; raise UserError with the command that makes it if absent."""
+    path = folder / card.weights.file
+    if path.is_file():
+        return path
+    # The card is there, so that its name is taken.
+    made_by = f"{card.provenance.command.replace(' --replace', '')} --replace"
+    if card.recipe is None:
+        remedy = f"import them again: {made_by}"
+    elif card.id in catalog.plugins("recipes"):
+        remedy = f"run: robench train {card.id} --replace"
+    else:
+        remedy = f"run: {made_by}"
+    raise UserError(f"the weights of {card.id} ({path}) are not on this machine; {remedy}")
+
+
+def identity_of(card: ModelCard) -> ModelIdentity:
+    """Return how records name a registered model."""
+    return ModelIdentity(
+        id=card.id,
+        weights_sha256=card.weights.sha256,
+        architecture=card.architecture,
+        normalization=card.normalization,
+    )

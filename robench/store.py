@@ -1,0 +1,367 @@
+"""Where results live: JSON records and Parquet outcomes, plain files that merge with git, each written once.
+
+::
+
+    reports/records/<model>/<identity>.json           an answer; the identity is the hash of its question
+    reports/records/<model>/<identity>.failed.json    its attack failed; replaced when it is asked again
+    reports/outcomes/<identity>-<sha256[:8]>.parquet  its rows, one per example
+    reports/.work/<identity>-<first id>-<rows>-<random>.parquet    a finished shard of unfinished work
+
+A record names its outcomes by their hash. So two runs that answer one question at once cannot mix: each
+writes outcomes of its own, one of them links its record into place first, and the other withdraws. No lock is
+needed, and a process that is killed anywhere leaves at most a file that nothing refers to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robench.errors import StorageError, UnsafeFile
+from robench.records import OUTCOME_COLUMNS, Cost, EvalRecord, EvalSpec, ModelCard
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Rows = Mapping[str, NDArray[Any]]
+"""One array per column of OUTCOME_COLUMNS, all of one length: one entry per example."""
+
+_COST = b"robench.cost"
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record and the file it stands in."""
+
+    path: Path
+    record: EvalRecord
+
+
+@dataclass(frozen=True)
+class StoredCard:
+    """A model card and the folder it stands in, together with its weights and its training log."""
+
+    folder: Path
+    card: ModelCard
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a leaderboard is built from."""
+
+    records: tuple[StoredRecord, ...]
+    cards: Mapping[str, StoredCard]
+    """By model id; models that are in no registry have none."""
+    outcomes: Callable[[EvalRecord], Rows]
+    """Returns a record's rows, sorted by example_id."""
+
+
+class Store:
+    """The results in one reports folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at `root` (a workspace's `reports/`), which need not exist yet."""
+        self.root = root
+
+    def record_path(self, spec: EvalSpec) -> Path:
+        """Return where the complete record of a question stands, or would stand."""
+        return self.root / "records" / file_name(spec.model.id) / f"{spec.identity}.json"
+
+    def outcomes_path(self, record: EvalRecord) -> Path:
+        """Return where a record's rows stand."""
+        return self.root / "outcomes" / f"{record.spec.identity}-{record.outcomes_sha256[:8]}.parquet"
+
+    def check_writable(self) -> None:
+        """Raise StorageError where results could not be written; call it before anything expensive starts."""
+        for folder in ("records", "outcomes", ".work"):
+            probe = self.root / folder / f".{secrets.token_hex(4)}.tmp"
+            with _storage_errors(self.root / folder):
+                probe.parent.mkdir(parents=True, exist_ok=True)
+                probe.write_bytes(b"")
+                probe.unlink()
+
+    def find(self, spec: EvalSpec) -> EvalRecord | None:
+        """Return the complete record of a question, or None; raise UserError for a damaged one."""
+        return _read_record(self.record_path(spec))
+
+    def write(self, record: EvalRecord, outcomes: Rows | pa.Table) -> Path:
+        """Write a record and its rows; return the file the answer stands in.
+
+        A complete record is written once: where there is one already, also one that another process writes
+        at this moment, that one is kept and its path returned. A failed record replaces an earlier failed
+        one, and goes when a complete one comes. Raises ValueError for rows that do not fit the record,
+        StorageError if writing fails; then nothing refers to what was written.
+        """
+        data = outcome_bytes(outcomes)
+        _check_fit(record, data)
+        complete = self.record_path(record.spec)
+        failed = complete.with_suffix(".failed.json")
+        if complete.exists():
+            return complete
+        publish(self.outcomes_path(record), data)
+        text = record.to_json().encode()
+        former = _read_record(failed)
+        if record.status == "failed":
+            publish(failed, text)
+            self._withdraw(former, kept=record)
+            return failed
+        if not publish(complete, text, replace=False):
+            self._withdraw(record, kept=_read_record(complete))
+        failed.unlink(missing_ok=True)
+        self._withdraw(former, kept=_read_record(complete))
+        return complete
+
+    def _withdraw(self, record: EvalRecord | None, *, kept: EvalRecord | None) -> None:
+        """Remove the rows of a record that `kept` supersedes."""
+        if record and kept and self.outcomes_path(record) != self.outcomes_path(kept):
+            self.outcomes_path(record).unlink(missing_ok=True)
+
+    def records(self) -> Iterator[StoredRecord]:
+        """Yield all records in the order of their paths; raise UserError that names a damaged file.
+
+        A failed record beside a complete one (left by a race) is passed over.
+        """
+        for path in sorted((self.root / "records").glob("*/*.json")):
+            complete = path.with_name(path.name.replace(".failed.json", ".json"))
+            record = _read_record(path)
+            if record and (path == complete or not complete.exists()):
+                yield StoredRecord(path, record)
+
+    def outcomes(self, record: EvalRecord) -> dict[str, NDArray[Any]]:
+        """Return a record's rows, sorted by example_id; raise UnsafeFile if they are gone or changed."""
+        path = self.outcomes_path(record)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise UnsafeFile(
+                f"{path} is missing; restore it, or delete {self.record_path(record.spec)} and evaluate again"
+            ) from None
+        if hashlib.sha256(data).hexdigest() != record.outcomes_sha256:
+            raise UnsafeFile(
+                f"{path} does not match its record's outcomes_sha256; restore it, "
+                f"or delete it and {self.record_path(record.spec)} and evaluate again"
+            )
+        return _columns(_read_parquet(data))
+
+    def results(self, cards: Mapping[str, StoredCard]) -> Results:
+        """Return everything that leaderboards are built from; rows are read when asked for, and once."""
+        cache: dict[str, Rows] = {}
+
+        def outcomes(record: EvalRecord) -> Rows:
+            key = record.outcomes_sha256
+            if key not in cache:
+                cache[key] = self.outcomes(record)
+            return cache[key]
+
+        return Results(tuple(self.records()), cards, outcomes)
+
+    def journal_write(self, identity: str, rows: Rows, *, cost: Cost) -> None:
+        """Keep the rows of a finished shard, and what they took, until the evaluation is complete."""
+        table = _table(rows).replace_schema_metadata({_COST: cost.model_dump_json().encode()})
+        first = table["example_id"][0].as_py() if len(table) else 0
+        name = f"{identity}-{first}-{len(table)}-{secrets.token_hex(4)}.parquet"
+        publish(self.root / ".work" / name, _parquet(table))
+
+    def journal_read(self, identity: str) -> dict[str, NDArray[Any]]:
+        """Return the rows of all finished shards, sorted, each example once; none without a journal.
+
+        A damaged file (a disk that was full) is left out: its examples are computed again.
+        """
+        import pyarrow as pa
+
+        tables = [table.replace_schema_metadata(None) for table in self._journal_tables(identity)]
+        rows = _columns(pa.concat_tables([_table({}), *tables]))
+        _, first = np.unique(rows["example_id"], return_index=True)
+        return {name: values[first] for name, values in rows.items()}
+
+    def journal_cost(self, identity: str) -> Cost:
+        """Return what the finished shards took, all runs together."""
+        costs = [Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)]
+        return Cost(
+            forward_passes=sum(c.forward_passes for c in costs),
+            backward_passes=sum(c.backward_passes for c in costs),
+            seconds=sum(c.seconds for c in costs),
+        )
+
+    def journal_clear(self, identity: str) -> None:
+        """Forget the finished shards."""
+        for path in self._journal(identity):
+            path.unlink(missing_ok=True)
+
+    def _journal(self, identity: str) -> list[Path]:
+        return sorted((self.root / ".work").glob(f"{identity}-*.parquet"))
+
+    def _journal_tables(self, identity: str) -> Iterator[Any]:
+        for path in self._journal(identity):
+            with contextlib.suppress(UnsafeFile, FileNotFoundError):
+                table = _read_parquet(path.read_bytes())
+                if _COST in (table.schema.metadata or {}):
+                    yield table
+
+
+def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
+    """Return all model cards by id, in order of id; the first registry that has an id wins.
+
+    Raises UserError that names a damaged card.
+    """
+    found: dict[str, StoredCard] = {}
+    for registry in registries:
+        # A folder whose name starts with a dot is a model that is being written.
+        for path in sorted(registry.glob("[!.]*/card.json")):
+            card = ModelCard.from_json(path.read_text("utf-8", "replace"), origin=str(path))
+            found.setdefault(card.id, StoredCard(path.parent, card))
+    return dict(sorted(found.items()))
+
+
+def file_name(name: str) -> str:
+    """Return a name that is safe as a file's: itself if it is, else its safe part and a hash of it.
+
+    Names that differ give file names that differ, and none of them is hidden or leaves its folder.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
+    return safe if name and safe == name else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def outcome_bytes(outcomes: Rows | pa.Table) -> bytes:
+    """Return rows as a Parquet file, sorted by example_id.
+
+    The same rows give the same bytes with the same release of pyarrow, whatever order they come in. Raises
+    ValueError for missing, unknown or unequally long columns, and for an example that comes twice.
+    """
+    table = _table(outcomes).sort_by("example_id")
+    ids = table["example_id"].to_numpy()
+    if (ids[1:] == ids[:-1]).any():
+        raise ValueError(f"outcomes hold example {ids[1:][ids[1:] == ids[:-1]][0]} twice")
+    return _parquet(table)
+
+
+def outcome_sha256(outcomes: Rows | pa.Table) -> str:
+    """Return the SHA-256 of the Parquet file that the rows make: a record's `outcomes_sha256`."""
+    return hashlib.sha256(outcome_bytes(outcomes)).hexdigest()
+
+
+@functools.cache
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in OUTCOME_COLUMNS.items()])
+
+
+def _table(rows: Rows | pa.Table) -> Any:
+    """Return a pyarrow Table of the outcome columns; `{}` is the empty one."""
+    import pyarrow as pa
+
+    columns = rows if isinstance(rows, Mapping) else dict(zip(rows.column_names, rows.columns, strict=True))
+    if not columns:
+        return _schema().empty_table()
+    if set(columns) != set(OUTCOME_COLUMNS):
+        wrong = sorted(set(columns) ^ set(OUTCOME_COLUMNS))
+        raise ValueError(f"outcomes have missing or unknown columns: {', '.join(wrong)}")
+    try:
+        return pa.table({name: columns[name] for name in OUTCOME_COLUMNS}, schema=_schema())
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"outcomes do not fit their columns: {error}") from None
+
+
+def _parquet(table: Any) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=65536)
+    return bytes(sink.getvalue())
+
+
+def _read_parquet(data: bytes) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise UnsafeFile(f"these are no outcomes: {error}") from None
+    if not table.schema.equals(_schema()):
+        raise UnsafeFile(f"these are no outcomes: the columns are {', '.join(table.column_names)}")
+    return table
+
+
+def _columns(table: Any) -> dict[str, NDArray[Any]]:
+    return {name: table[name].to_numpy() for name in OUTCOME_COLUMNS}
+
+
+def _check_fit(record: EvalRecord, data: bytes) -> None:
+    """Raise ValueError unless the rows are those that the record was made from."""
+    if hashlib.sha256(data).hexdigest() != record.outcomes_sha256:
+        raise ValueError("the rows do not match the record's outcomes_sha256; which is outcome_sha256(rows)")
+    rows = _columns(_read_parquet(data))
+    counted = len(rows["robust"]), int(rows["robust"].sum())
+    if record.status == "complete" and counted != (record.robust.n, record.robust.successes):
+        raise ValueError(f"{counted[1]} of {counted[0]} rows are robust, the record says {record.robust}")
+
+
+def _read_record(path: Path) -> EvalRecord | None:
+    """Return the record in a file, None where there is no file; raise UserError for a damaged one."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    record = EvalRecord.from_json(text, origin=str(path))
+    if path.name not in {f"{record.spec.identity}.json", f"{record.spec.identity}.failed.json"}:
+        raise UnsafeFile(
+            f"{path} was changed: its question has the identity {record.spec.identity}; restore or delete it"
+        )
+    return record
+
+
+def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
+    """Put `data` at `path`, whole or not at all; without `replace`, return False if a file is there.
+
+    Raises StorageError, one line that names the folder and the remedy.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with _storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)  # its FileExistsError means that a file is in the way
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                os.replace(temporary, path)
+            else:
+                os.link(temporary, path)
+        except FileExistsError:
+            # Only of the link: the temporary file's name is new.
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one line that names the folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "the disk is full; free some space",
+            errno.EDQUOT: "your quota is used up; free some space",
+            errno.EEXIST: "a file is in the way; choose another folder with --workspace",
+            errno.ENOTDIR: "a file is in the way; choose another folder with --workspace",
+            errno.EROFS: "it is read-only; choose another folder with --workspace",
+            errno.EACCES: "you may not write there; choose another folder with --workspace",
+        }.get(error.errno or 0, f"{error.strerror}; choose another folder with --workspace")
+        raise StorageError(f"cannot write to {folder}: {remedy}") from error

@@ -1,0 +1,114 @@
+"""A table as a value: what a leaderboard plugin returns, and what HTML and CSV are written from.
+
+A table states its own contract: what each column holds and which one ranks. It is checked when the table is
+made, so that a page never shows an order that its numbers do not bear out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from robench.records import Proportion
+
+Role = Literal["rank", "model", "label", "accuracy", "amount"]
+"""What a column holds: the rank, the model, other text, a share of examples in [0, 1], a count or a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One value, with everything that stands behind it. The default is a cell without a value."""
+
+    value: float | int | str | None = None
+    text: str | None = None
+    """How it is shown, where that is not how the column's role shows values."""
+    low: float | None = None
+    high: float | None = None
+    """Its 95 % Wilson interval."""
+    n: int | None = None
+    """How many examples it is a share of."""
+    record: Path | None = None
+    """The file it was read from; its name is the question's identity."""
+    model: str | None = None
+    """A model whose page it leads to."""
+    note: str | None = None
+    """What a reader must know beside the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column: its name in files, its title on pages, and what it holds."""
+
+    key: str
+    title: str
+    role: Role
+    description: str
+    """One sentence for the page's legend."""
+    unit: str | None = None
+    """Of an amount: "s"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells under columns, best row first, rows without a rank last.
+
+    Raises ValueError where it breaks its contract: unequal lengths, a key that comes twice, not exactly one
+    rank and one model column, ranks that do not follow from the ranking column (equal values share the better
+    rank), or a row without a rank whose rank cell has no note that says why.
+    """
+
+    name: str
+    """Safe as a file's name."""
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    ranked_by: str
+    """Key of an accuracy column: the larger the better."""
+    remarks: tuple[str, ...] = ()
+    """What stands below the table: evaluations that failed, and why."""
+
+    def __post_init__(self) -> None:
+        keys = [column.key for column in self.columns]
+        roles = [column.role for column in self.columns]
+        if len(set(keys)) != len(keys) or roles.count("rank") != 1 or roles.count("model") != 1:
+            raise ValueError(f"table {self.name}: columns need distinct keys, one rank and one model: {keys}")
+        if self.ranked_by not in keys or roles[keys.index(self.ranked_by)] != "accuracy":
+            raise ValueError(f"table {self.name}: it is ranked by {self.ranked_by!r}, which is no accuracy")
+        if any(len(row) != len(keys) for row in self.rows):
+            raise ValueError(f"table {self.name}: a row has not as many cells as there are columns")
+        self._check_ranks(list(self.column(keys[roles.index("rank")])))
+
+    def _check_ranks(self, ranks: list[Cell]) -> None:
+        ranked = [rank for rank in ranks if rank.value is not None]
+        values = [float(cell.value or 0.0) for cell in self.column(self.ranked_by)][: len(ranked)]
+        given = [rank.value for rank in ranks[: len(ranked)]]
+        if values != sorted(values, reverse=True) or given != competition_ranks(values):
+            raise ValueError(f"table {self.name}: ranks {given} do not follow from {self.ranked_by} {values}")
+        if not all(rank.note for rank in ranks[len(ranked) :]):
+            raise ValueError(f"table {self.name}: an unranked row has no note that says why")
+
+    def column(self, key: str) -> Iterator[Cell]:
+        """Yield the cells of one column."""
+        position = [column.key for column in self.columns].index(key)
+        return (row[position] for row in self.rows)
+
+
+def competition_ranks(values: Iterable[float]) -> list[int]:
+    """Return the rank of each value, the largest first; equal ones share the better rank: 1, 2, 2, 4."""
+    numbers = list(values)
+    return [1 + sum(other > number for other in numbers) for number in numbers]
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts pgd-20 before pgd-100."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def proportion_cell(proportion: Proportion, *, record: Path | None = None, note: str | None = None) -> Cell:
+    """Return the cell of an accuracy that a record holds."""
+    low, high = proportion.wilson
+    return Cell(value=proportion.value, low=low, high=high, n=proportion.n, record=record, note=note)

@@ -1,0 +1,68 @@
+"""What every leaderboard keeps, whatever it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import card, first_of, put, spec
+
+from robench.catalog import LeaderboardEntry, plugins
+from robench.store import Results, Store, file_name
+from robench.tables import Cell, Table
+
+
+@pytest.fixture(params=plugins("leaderboards"))
+def entry(request: pytest.FixtureRequest) -> LeaderboardEntry:
+    found = plugins("leaderboards")[request.param].load()
+    assert isinstance(found, LeaderboardEntry)
+    return found
+
+
+def results(folder: Path, *, backwards: bool = False) -> Results:
+    """Three models under two attacks: one complete, one lacks an attack, of one an attack failed."""
+    store = Store(folder / "reports")
+    for model, robust in {"a": 30, "b": 20, "c": 40}.items():
+        put(store, spec(model, "fgsm"), first_of(50, robust + 5))
+        if model != "b":
+            put(store, spec(model, "pgd-20"), first_of(50, robust), failed=model == "c")
+    cards = {"a": card(folder / "zoo" / "a", "a")}
+    found = store.results(cards)
+    return Results(found.records[::-1] if backwards else found.records, cards, found.outcomes)
+
+
+def test_nothing_makes_no_table(entry: LeaderboardEntry, tmp_path: Path) -> None:
+    assert entry.build(Store(tmp_path).results({})) == []
+
+
+def test_tables_have_names_of_their_own_that_are_safe_as_files(entry: LeaderboardEntry, tmp_path: Path) -> None:
+    tables: list[Table] = entry.build(results(tmp_path))
+    assert tables
+    names = [table.name for table in tables]
+    assert names == [file_name(name) for name in names]
+    assert len(set(names)) == len(names)
+    assert all(name == entry.name or name.startswith(f"{entry.name}-") for name in names)
+
+
+def test_every_number_says_what_it_is_of(entry: LeaderboardEntry, tmp_path: Path) -> None:
+    found = results(tmp_path)
+    files = {stored.path for stored in found.records}
+    for table in entry.build(found):
+        assert all(column.description and column.title for column in table.columns)
+        for column in table.columns:
+            for cell in table.column(column.key):
+                assert cell.model is None or cell.model in found.cards
+                assert cell.record is None or cell.record in files
+                if column.role == "accuracy" and cell.value is not None:
+                    assert_accuracy(cell)
+
+
+def assert_accuracy(cell: Cell) -> None:
+    assert isinstance(cell.value, float)
+    assert 0 <= cell.low <= cell.value <= cell.high <= 1
+    assert cell.n
+
+
+def test_the_order_of_the_records_does_not_matter(entry: LeaderboardEntry, tmp_path: Path) -> None:
+    forwards, backwards = (entry.build(results(tmp_path, backwards=b)) for b in (False, True))
+    assert [(t.name, t.columns, t.rows) for t in forwards] == [(t.name, t.columns, t.rows) for t in backwards]

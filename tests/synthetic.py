@@ -1,0 +1,159 @@
+"""Records, cards and outcomes with made-up fixed values, for tests of what reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robench.records import (
+    AttackIdentity,
+    Configured,
+    Cost,
+    EvalRecord,
+    EvalSpec,
+    Examples,
+    ModelCard,
+    ModelIdentity,
+    Proportion,
+    Provenance,
+    ShardError,
+    WeightsFile,
+)
+from robench.statistics import wilson
+from robench.store import Store, StoredCard, outcome_sha256
+from robench.threat_model import ThreatModel
+
+PROVENANCE = Provenance(
+    robench="0.1.0",
+    code="0123456789abcdef",
+    torch="2.11.0",
+    python="3.11.9",
+    device="cpu",
+    threads=2,
+    command="robench eval --model small_cnn",
+    finished="2026-01-02T03:04:05Z",
+)
+PGD = {"steps": 20, "step_size": 0.01, "restarts": 1, "random_start": True, "loss": "ce"}
+
+
+def proportion(successes: int, n: int) -> Proportion:
+    interval = wilson(successes, n)
+    return Proportion(successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval)
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def spec(model: str = "small_cnn", attack: str = "pgd-20", **changes: Any) -> EvalSpec:
+    """A question; count, threat, parameters, weights, seed, dataset and split_size may be given."""
+    count = changes.get("count", 50)
+    return EvalSpec(
+        model=ModelIdentity(
+            id=model,
+            weights_sha256=sha(changes.get("weights", f"weights of {model}")),
+            architecture=Configured(name="small_cnn", parameters={"width": 1}),
+        ),
+        examples=Examples(
+            dataset=changes.get("dataset", "mnist"),
+            split="test",
+            split_sha256=sha("split"),
+            split_size=changes.get("split_size", count),
+            count=count,
+            ids_sha256=sha(f"ids {count}"),
+        ),
+        threat=ThreatModel.parse(changes.get("threat", "Linf@0.3")),
+        attack=AttackIdentity(
+            name=attack, entry=attack.partition("-")[0], version=1, parameters=changes.get("parameters", PGD)
+        ),
+        seed=changes.get("seed", 0),
+        precision="fp32",
+    )
+
+
+def rows(robust: Iterable[bool], *, clean: Iterable[bool] | None = None) -> dict[str, np.ndarray]:
+    """One row per example: `robust` as given, `clean` (correct without an attack) true unless given."""
+    stands = np.array(list(robust), dtype=bool)
+    correct = np.ones_like(stands) if clean is None else np.array(list(clean), dtype=bool)
+    n = len(stands)
+    label = np.arange(n, dtype=np.int32) % 10
+    first = np.where(correct, label, (label + 1) % 10).astype(np.int32)
+    return {
+        "example_id": np.arange(n, dtype=np.int64),
+        "label": label,
+        "clean_prediction": first,
+        "clean_rank": np.where(correct, 0, 1).astype(np.int32),
+        "adversarial_prediction": np.where(stands, label, (label + 1) % 10).astype(np.int32),
+        "attacked": correct,
+        "robust": stands,
+        "linf": np.where(stands, 0.0, 0.3),
+        "l2": np.where(stands, 0.0, 3.0),
+    }
+
+
+def record(
+    question: EvalSpec, outcomes: dict[str, np.ndarray], *, failed: bool = False, seconds: float = 12.5
+) -> EvalRecord:
+    """The answer that these rows make."""
+    n = len(outcomes["robust"])
+    error = ShardError(first_id=0, count=10, kind="crash", message="RuntimeError: no gradient")
+    return EvalRecord(
+        spec=question,
+        status="failed" if failed else "complete",
+        clean=proportion(int((outcomes["clean_prediction"] == outcomes["label"]).sum()), n),
+        robust=proportion(int(outcomes["robust"].sum()), n),
+        median_distance=0.3,
+        errors=(error,) if failed else (),
+        cost=Cost(forward_passes=21 * n, backward_passes=20 * n, seconds=seconds),
+        provenance=PROVENANCE,
+        outcomes_sha256=outcome_sha256(outcomes),
+    )
+
+
+def put(store: Store, question: EvalSpec, robust: Iterable[bool], **options: Any) -> EvalRecord:
+    """Write the answer to a question, and return it."""
+    outcomes = rows(robust, clean=options.pop("clean", None))
+    answer = record(question, outcomes, **options)
+    store.write(answer, outcomes)
+    return answer
+
+
+def first_of(n: int, count: int) -> np.ndarray:
+    """A mask of `n` examples of which the first `count` are true."""
+    return np.arange(n) < count
+
+
+def card(folder: Path, model: str = "small_cnn", **changes: Any) -> StoredCard:
+    """A model's card, written into `folder`, with a training log beside it."""
+    value = ModelCard(
+        id=model,
+        summary=changes.get("summary", "The small network, trained against an adversary."),
+        architecture=Configured(name="small_cnn", parameters={"width": 1}),
+        input_shape=(1, 28, 28),
+        num_classes=10,
+        parameter_count=312_202,
+        normalization=None,
+        dataset="mnist",
+        data_licence="CC BY-SA 3.0",
+        threat=ThreatModel.parse("Linf@0.3") if changes.get("threat", True) else None,
+        weights=WeightsFile(
+            file="model.safetensors",
+            sha256=sha(f"weights of {model}"),
+            bytes=1_250_000,
+            epoch=8,
+            validation={"clean_accuracy": 0.98, "robust_accuracy": 0.91},
+        ),
+        recipe={"defense": {"name": "pgd_training", "steps": 40}, "epochs": 8},
+        scale=changes.get("scale"),
+        clean_accuracy=proportion(1960, 2000),
+        clean_accuracy_split="validation",
+        training_seconds=321.0,
+        provenance=PROVENANCE,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").write_text(value.to_json(), encoding="utf-8")
+    return StoredCard(folder, value)

@@ -1,0 +1,39 @@
+"""A small problem that the engine's tests share: 250 images, of which PGD breaks about half."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robench import planning
+from robench.classifier import Classifier
+from robench.datasets import ArrayImages, select_examples
+from robench.records import Configured, ModelIdentity
+from robench.threat_model import ThreatModel
+from tests.models import SmallNet, numbers
+
+COUNT = 250
+
+
+@pytest.fixture(scope="package")
+def model():
+    return Classifier(SmallNet().eval(), input_shape=(1, 4, 4), num_classes=5)
+
+
+@pytest.fixture(scope="package")
+def images(model):
+    pixels = (numbers(COUNT, 1, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    labels = model(pixels.float() / 255).argmax(1)
+    labels[::10] = (labels[::10] + 1) % 5  # every tenth is wrong without an attack
+    return ArrayImages(images=pixels.numpy(), labels=labels.numpy(), classes=tuple("abcde"), origin="test")
+
+
+@pytest.fixture(scope="package")
+def spec_of(images):
+    def make(attack="pgd-10", threat="Linf@0.05", precision="fp64", seed=0):
+        examples, ids = select_examples(images, dataset="digits", split="test", count=None)
+        identity = ModelIdentity(id="m", weights_sha256="0" * 64, architecture=Configured(name="small"))
+        request = planning.Request(identity, examples, [ThreatModel.parse(threat)], [attack], seed, precision)
+        return planning.plan(request)[0], ids
+
+    return make

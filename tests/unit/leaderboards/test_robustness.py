@@ -1,0 +1,170 @@
+"""The robustness tables: what ranks, by what, and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import card, first_of, put, spec
+
+from robench.errors import UnsafeFile
+from robench.leaderboards.robustness import robustness
+from robench.store import Results, Store
+from robench.tables import Table
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "reports")
+
+
+def tables(store: Store) -> list[Table]:
+    return robustness(store.results({}))
+
+
+def values(table: Table, key: str) -> list[object]:
+    return [cell.value for cell in table.column(key)]
+
+
+def test_the_worst_case_is_the_intersection(store: Store) -> None:
+    random = np.random.default_rng(3)
+    expected = {}
+    for model in "abcdefgh":
+        clean = random.random(50) < 0.9
+        stands = {attack: clean & (random.random(50) < 0.6) for attack in ("fgsm", "pgd-20", "pgd-100")}
+        for attack, mask in stands.items():
+            put(store, spec(model, attack), mask, clean=clean)
+        # Brute force: one image after the other.
+        expected[model] = sum(all(mask[i] for mask in stands.values()) for i in range(50)) / 50
+    (table,) = tables(store)
+    assert dict(zip(values(table, "model"), values(table, "worst_case"), strict=True)) == expected
+    for key in ("clean", "fgsm", "pgd-20", "pgd-100"):
+        for worst, single in zip(table.column("worst_case"), table.column(key), strict=True):
+            assert worst.value <= single.value
+    for cell in table.column("worst_case"):
+        assert cell.low <= cell.value <= cell.high
+        assert cell.n == 50
+    assert [column.key for column in table.columns][6:9] == ["fgsm", "pgd-20", "pgd-100"]
+
+
+def test_disjoint_weaknesses_add_up(store: Store) -> None:
+    put(store, spec("a", "fgsm"), first_of(50, 25))
+    put(store, spec("a", "pgd-20"), ~first_of(50, 25))
+    put(store, spec("b", "fgsm"), first_of(50, 10))
+    put(store, spec("b", "pgd-20"), first_of(50, 10))
+    (table,) = tables(store)
+    assert values(table, "model") == ["b", "a"]
+    assert values(table, "worst_case") == [0.2, 0.0]
+    assert values(table, "rank") == [1, 2]
+
+
+def test_a_failed_record_never_ranks(store: Store) -> None:
+    put(store, spec("weak", "pgd-20"), first_of(50, 5))
+    put(store, spec("broken", "pgd-20"), first_of(50, 50), failed=True)
+    (table,) = tables(store)
+    assert values(table, "model") == ["weak"]
+    (remark,) = table.remarks
+    assert "broken under pgd-20 failed" in remark
+    assert "RuntimeError: no gradient" in remark
+
+
+def test_only_failed_records_make_an_empty_table(store: Store) -> None:
+    put(store, spec("broken"), first_of(50, 50), failed=True)
+    (table,) = tables(store)
+    assert table.rows == ()
+    assert len(table.remarks) == 1
+
+
+def test_a_missing_attack_unranks(store: Store) -> None:
+    put(store, spec("easy", "fgsm"), first_of(50, 49))
+    put(store, spec("tried", "fgsm"), first_of(50, 48))
+    put(store, spec("tried", "pgd-20"), first_of(50, 50), failed=True)
+    for attack in ("fgsm", "pgd-20"):
+        put(store, spec("full", attack), first_of(50, 20))
+    (table,) = tables(store)
+    assert values(table, "model") == ["full", "easy", "tried"]
+    assert values(table, "rank") == [1, None, None]
+    assert [cell.note for cell in table.column("rank")] == [None, *["not ranked: without pgd-20"] * 2]
+    assert [cell.note for cell in table.column("pgd-20")] == [None, "not evaluated", "failed"]
+    assert [cell.note for cell in table.column("worst_case")] == [None, *["over 1 of 2 attacks"] * 2]
+
+
+def test_equal_worst_cases_share_a_rank(store: Store) -> None:
+    for model, robust in {"c": 10, "b": 20, "a": 20, "d": 30}.items():
+        put(store, spec(model), first_of(50, robust))
+    (table,) = tables(store)
+    assert values(table, "model") == ["d", "a", "b", "c"]
+    assert values(table, "rank") == [1, 2, 2, 4]
+
+
+def test_different_questions_never_share_a_column(store: Store) -> None:
+    put(store, spec("a", parameters={"steps": 20, "step_size": 0.01}), first_of(50, 20))
+    put(store, spec("b", parameters={"steps": 20, "step_size": 0.02}), first_of(50, 30))
+    put(store, spec("b", seed=1, parameters={"steps": 20, "step_size": 0.02}), first_of(50, 30))
+    (table,) = tables(store)
+    titles = [column.title for column in table.columns if column.title.startswith("pgd")]
+    assert titles == [
+        "pgd-20 (step_size=0.01, seed=0)",
+        "pgd-20 (step_size=0.02, seed=0)",
+        "pgd-20 (step_size=0.02, seed=1)",
+    ]
+    assert values(table, "rank") == [None, None]
+
+
+def test_a_table_for_each_threat_data_set_and_choice_of_examples(store: Store) -> None:
+    for changes in (
+        {},
+        {"threat": "L2@8/255"},
+        {"dataset": "folder:cats & dogs"},
+        {"count": 20, "split_size": 50},
+    ):
+        put(store, spec(**changes), first_of(changes.get("count", 50), 10))
+    names = [table.name for table in tables(store)]
+    assert names[1:] == [
+        "robustness-mnist-l2-8-255",
+        "robustness-mnist-linf-0.3",
+        "robustness-mnist-linf-0.3-20",
+    ]
+    assert names[0].startswith("robustness-folder-cats-dogs-")
+    assert tables(store)[3].caption == "20 of the 50 test images, each changed by at most 0.3 in Linf norm"
+
+
+def test_data_of_one_name_and_different_content_are_kept_apart(store: Store) -> None:
+    put(store, spec("a"), first_of(50, 10))
+    put(store, spec("b", count=40, split_size=40), first_of(40, 10))
+    one, two = tables(store)
+    assert one.name != two.name
+    assert len(one.rows) == len(two.rows) == 1
+
+
+def test_cards_explain_the_weights_they_describe_and_no_others(store: Store, tmp_path: Path) -> None:
+    put(store, spec("a"), first_of(50, 20))
+    put(store, spec("a", weights="former weights"), first_of(50, 10))
+    put(store, spec("torchvision:resnet50"), first_of(50, 1))
+    cards = {"a": card(tmp_path / "a", "a", scale="8 of 100 epochs")}
+    (table,) = robustness(store.results(cards))
+    new, old, foreign = table.column("model")
+    assert (new.model, new.note) == ("a", f"8 of 100 epochs; weights {cards['a'].card.weights.sha256[:8]}")
+    assert (old.model, foreign.model, foreign.note) == (None, None, None)
+    assert old.note.startswith("weights ")
+    assert values(table, "trained_against") == ["Linf@0.3", None, None]
+    assert values(table, "parameters") == [312_202, None, None]
+
+
+def test_rows_of_other_examples_are_refused(store: Store) -> None:
+    results = store.results({})
+    put(store, spec("a", "fgsm"), first_of(50, 20))
+    put(store, spec("a", "pgd-20"), first_of(50, 20))
+    written = store.results({})
+    shifted = Results(
+        written.records,
+        {},
+        lambda r: {
+            **written.outcomes(r),
+            "example_id": written.outcomes(r)["example_id"] + len(r.spec.attack.name),
+        },
+    )
+    with pytest.raises(UnsafeFile, match="outcomes hold different ones"):
+        robustness(shifted)
+    assert robustness(results) == []
