@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -179,3 +181,20 @@ def test_a_folder_that_cannot_be_written(reports: Path) -> None:
     (reports / "leaderboards").write_text("a file in the way")
     with pytest.raises(StorageError, match="cannot write to"):
         write(reports)
+
+
+def test_writing_imports_nothing_heavy(reports: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from robench.reporting import write_leaderboards
+from robench.store import Store, read_cards
+root = Path({str(reports)!r})
+write_leaderboards(["robustness"], Store(root), read_cards([root.parent / "zoo"]), root / "leaderboards")
+print(*{{"torch", "pandas", "scipy", "statsmodels", "sklearn", "pyarrow.dataset"}} & set(sys.modules))
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")
