@@ -30,7 +30,7 @@ LOG = """epoch,learning_rate,train_loss,validation_clean_accuracy,validation_rob
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
     """Two registered models, one from elsewhere, a failed evaluation, a missing attack, two threat models."""
-    store = Store(tmp_path / "reports")
+    store = Store(tmp_path / "my #1 reports")
     for model, fgsm, pgd in (
         ("mnist-pgd", 45, 40),
         ("mnist-standard", 20, 0),
@@ -87,7 +87,7 @@ def test_the_same_records_give_the_same_files(reports: Path) -> None:
     assert {path: path.read_bytes() for path in write(reports)} == first
 
 
-@pytest.mark.parametrize("place", ["leaderboards", "else where/#1"])
+@pytest.mark.parametrize("place", ["leaderboards", "../site"])
 def test_every_link_leads_to_a_file(reports: Path, place: str) -> None:
     for path in write(reports, reports / place):
         if path.suffix == ".html":
@@ -195,6 +195,10 @@ print(*{{"torch", "pandas", "scipy", "statsmodels", "sklearn", "pyarrow.dataset"
 """
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
