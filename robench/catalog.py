@@ -12,6 +12,7 @@ Scanning is loud: a missing constant, a name that is taken, an annotation that c
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import tomllib
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import Field, TypeAdapter, ValidationError
 
 from robench.errors import UnknownName, UserError, suggestion
 from robench.threat_model import ThreatModel, exact_fraction
@@ -215,39 +216,36 @@ class PluginError(UserError):
 
 def checked(value: Any, parameter: Parameter, label: str) -> Any:
     """Return `value` converted to the parameter's type (text as typed on a command line included)."""
-    if isinstance(value, str) and parameter.annotation in {
-        "float",
-        "PositiveFloat",
-        "NonNegativeFloat",
-        "Probability",
-        "PositiveFloat | None",
-        "float | None",
-    }:
-        # Radii and step sizes are usually written as fractions: 2/255.
-        try:
-            value = float(exact_fraction(value))
-        except ValueError:
-            value = None if value.lower() == "none" else value
-    elif isinstance(value, str) and value.lower() == "none" and parameter.annotation.endswith("| None"):
-        value = None
-    elif isinstance(value, str) and parameter.annotation == "ThreatModel":
-        value = ThreatModel.parse(value)
-    model = _checker(parameter.name, parameter.annotation, parameter.type)
+    if isinstance(value, str):
+        value = _typed_text(value, parameter.annotation)
     try:
-        return getattr(model(**{parameter.name: value}), parameter.name)
+        return _adapter(parameter.annotation, parameter.type).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"{label} = {value!r}: {problem[0].lower()}{problem[1:]} ({parameter.annotation})") from None
+        raise UserError(
+            f"{label} = {value!r}: {problem[0].lower()}{problem[1:]} ({parameter.annotation})"
+        ) from None
 
 
-_CHECKERS: dict[tuple[str, str], Any] = {}
+def _typed_text(text: str, annotation: str) -> Any:
+    """Read what pydantic would not: `none`, threat models, and radii written as fractions (`2/255`)."""
+    if text.lower() == "none" and annotation.endswith("| None"):
+        return None
+    if annotation.removesuffix(" | None") == "ThreatModel":
+        return ThreatModel.parse(text)
+    if annotation.removesuffix(" | None") in {"float", "PositiveFloat", "NonNegativeFloat", "Probability"}:
+        with contextlib.suppress(ValueError):
+            return float(exact_fraction(text))
+    return text
 
 
-def _checker(name: str, annotation: str, kind: Any) -> Any:
-    if (name, annotation) not in _CHECKERS:
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        _CHECKERS[name, annotation] = create_model("Parameter", __config__=config, **{name: (kind, ...)})
-    return _CHECKERS[name, annotation]
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+
+
+def _adapter(annotation: str, kind: Any) -> TypeAdapter[Any]:
+    if annotation not in _ADAPTERS:
+        _ADAPTERS[annotation] = TypeAdapter(kind)
+    return _ADAPTERS[annotation]
 
 
 @functools.cache
@@ -261,7 +259,9 @@ def plugins(kind: str) -> Mapping[str, Plugin]:
             continue
         for plugin in read_python(kind, path) if rules.entry else [read_toml(kind, path)]:
             if plugin.name in found:
-                raise PluginError(path, f"takes the name {plugin.name!r}, which {found[plugin.name].path.name} has")
+                raise PluginError(
+                    path, f"takes the name {plugin.name!r}, which {found[plugin.name].path.name} has"
+                )
             found[plugin.name] = plugin
     return found
 
@@ -307,7 +307,9 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
     found = [Plugin(kind, n, facts["name"], path, facts, parameters, preset) for n, preset in names.items()]
     for plugin in found:
         # A preset with a misspelt or mistyped parameter is refused here, not when somebody runs it.
-        plugin.settings({k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset})
+        plugin.settings(
+            {k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset}
+        )
     return found
 
 
@@ -340,7 +342,9 @@ def _literal(node: ast.expr, path: Path, what: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise PluginError(path, f"line {node.lineno}: {what} must be a literal, not {ast.unparse(node)}") from None
+        raise PluginError(
+            path, f"line {node.lineno}: {what} must be a literal, not {ast.unparse(node)}"
+        ) from None
 
 
 def _parameters(tree: ast.Module, code: str, path: Path) -> dict[str, Parameter]:

@@ -116,7 +116,8 @@ def save_checkpoint(
         extra_files: further content of the folder by file name (`training.csv`).
         replace: replace a model of that id.
 
-    Raises UserError for a bad id, one that is taken, or logits that are not finite; StorageError where the folder cannot be written.
+    Raises UserError for a bad id, one that is taken, or logits that are not finite; StorageError where the
+    folder cannot be written.
     """
     folder = registry / checked_id(str(facts["id"]))
     require_free(folder, replace=replace)
@@ -276,7 +277,7 @@ def _described(name: str, data: bytes, weights: Weights) -> WeightsFile:
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
-    """Write the files beside `folder`, then rename: readers see the old model, then the new one, never a half."""
+    """Write the files beside `folder`, then rename: nobody sees half a model."""
     unique = uuid.uuid4().hex[:8]
     fresh, old = (folder.with_name(f".{folder.name}.{unique}.{state}") for state in ("new", "old"))
     try:

@@ -123,7 +123,7 @@ def _file_module(path: Path) -> ModuleType:
 
 @contextmanager
 def _sibling_imports(path: Path) -> Iterator[None]:
-    """Let a user's file import what lies beside it, as running it would; modules are found in the current folder."""
+    """Let a user's file import what lies beside it, and `package.module` be found in the current folder."""
     folder = str(path.absolute().parent)
     sys.path.insert(0, folder)
     try:

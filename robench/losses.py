@@ -32,7 +32,9 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     Croce and Hein, arXiv:2003.01690, equation (6). Raises ValueError below 3 classes, where there is no third logit.
     """
     if logits.shape[1] < 3:
-        raise ValueError(f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use loss=margin")
+        raise ValueError(
+            f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use loss=margin"
+        )
     ordered = logits.topk(3, dim=1).values
     return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 

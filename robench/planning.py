@@ -72,7 +72,9 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     for assignment in assignments.split(",") if colon else []:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise UserError(f"attack {text!r}: {assignment!r} is not key=value; write {name}:steps=50,restarts=3")
+            raise UserError(
+                f"attack {text!r}: {assignment!r} is not key=value; write {name}:steps=50,restarts=3"
+            )
         overrides[key.strip()] = value.strip()
     return plugin, plugin.settings(overrides)
 

@@ -65,7 +65,9 @@ class RandomStream:
         salt = int.from_bytes(digest[8:12], "little")
         blocks = torch.arange(-(-count // 4), device=self.ids.device)
         ids = self.ids[:, None]
-        counter = torch.broadcast_tensors(blocks[None], ids & _MASK, (ids >> 32) & _MASK, torch.full_like(ids, salt))
+        counter = torch.broadcast_tensors(
+            blocks[None], ids & _MASK, (ids >> 32) & _MASK, torch.full_like(ids, salt)
+        )
         return torch.stack(philox4x32(counter, key), dim=2).flatten(1)[:, :count]
 
     def uniform(self, like: Tensor) -> Tensor:

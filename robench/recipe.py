@@ -286,7 +286,9 @@ def _value(text: str) -> Any:
 def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
     group, *rest = path
     if group not in Recipe.model_fields:
-        raise UserError(f"--set {'.'.join(path)}: unknown key {group}; {suggestion(group, Recipe.model_fields)}")
+        raise UserError(
+            f"--set {'.'.join(path)}: unknown key {group}; {suggestion(group, Recipe.model_fields)}"
+        )
     if not rest:
         values[group] = value
         return

@@ -81,12 +81,14 @@ def weights_path(card: ModelCard, folder: Path) -> Path:
     path = folder / card.weights.file
     if path.is_file():
         return path
+    # The card is there, so that its name is taken.
+    made_by = f"{card.provenance.command.replace(' --replace', '')} --replace"
     if card.recipe is None:
-        remedy = f"import them again: {card.provenance.command}"
+        remedy = f"import them again: {made_by}"
     elif card.id in catalog.plugins("recipes"):
         remedy = f"run: robench train {card.id} --replace"
     else:
-        remedy = f"run: {card.provenance.command} --replace"
+        remedy = f"run: {made_by}"
     raise UserError(f"the weights of {card.id} ({path}) are not on this machine; {remedy}")
 
 

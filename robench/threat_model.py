@@ -56,8 +56,10 @@ class ThreatModel(BaseModel):
         if epsilon <= 0:
             raise UserError(f"threat model {text!r}: epsilon must be positive, such as 8/255")
         if names[norm.strip().lower()] == "Linf" and epsilon > 1:
-            raise UserError(f"threat model {text!r}: epsilon is on the [0, 1] scale of pixels; write {radius}/255")
-        return cls(norm=names[norm.strip().lower()], epsilon=epsilon)  # type: ignore[arg-type]
+            raise UserError(
+                f"threat model {text!r}: epsilon is on the [0, 1] scale of pixels; write {radius}/255"
+            )
+        return cls(norm=names[norm.strip().lower()], epsilon=epsilon)
 
     @property
     def radius(self) -> float:

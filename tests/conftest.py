@@ -21,7 +21,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given and (Path(given) / "MNIST" / "raw").is_dir():
         return Path(given)
     if not EXPAND.is_file():
-        pytest.skip("no real data: ROBENCH_DATA names no folder with MNIST/raw, and ../shared/data is not there")
+        pytest.skip(
+            "no real data: ROBENCH_DATA names no folder with MNIST/raw, and ../shared/data is not there"
+        )
     folder = tmp_path_factory.mktemp("data")
     subprocess.run([sys.executable, str(EXPAND), str(folder)], check=True, capture_output=True)
     return folder
@@ -36,7 +38,9 @@ def small_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / "imagenet" / split / wnid
             folder.mkdir(parents=True)
             for i in range(count):
-                across, down = np.meshgrid(np.linspace(0, 255, 300 + 10 * i), np.linspace(0, 255, 260 + 30 * k))
+                across, down = np.meshgrid(
+                    np.linspace(0, 255, 300 + 10 * i), np.linspace(0, 255, 260 + 30 * k)
+                )
                 pixels = np.stack([across, down, np.full_like(down, 80 * k)], axis=2).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{wnid}_{i}.JPEG")
     return root

@@ -12,7 +12,6 @@ from robench.cli.options import percent, print_table
 from robench.planning import load_suite
 from robench.recipe import load_recipe
 from robench.registry import cards
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
@@ -28,11 +27,16 @@ def demo(
     """
     place = Workspace.locate(folder)
     (folder / "model_zoo").mkdir(parents=True, exist_ok=True)
-    known = {name for name, (where, _) in cards(place).items() if where.is_relative_to((folder / "model_zoo").absolute())}
+    known = {
+        name
+        for name, (where, _) in cards(place).items()
+        if where.is_relative_to((folder / "model_zoo").absolute())
+    }
 
     import torch
 
     from robench.cli.progress import Bars, TrainingBar
+    from robench.store import Store
     from robench.training import train
 
     for name in _RECIPES:
@@ -63,8 +67,14 @@ def demo(
         device="cpu",
     )
     store = Store(place.reports)
-    records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
+    records = [
+        r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)
+    ]
     rows = [[r.spec.model.id, r.spec.attack.name, percent(r.clean), percent(r.robust)] for r in records]
-    print_table(["model", "attack", "clean", "robust"], rows, title=f"359 test digits, {records[0].spec.threat}")
+    print_table(
+        ["model", "attack", "clean", "robust"],
+        rows,
+        title=f"{records[0].robust.n} test digits, {records[0].spec.threat}",
+    )
     ranking.leaderboard(None, workspace=folder)
     print(f"models: {folder / 'model_zoo'}\nrecords: {folder / 'reports' / 'records'}")

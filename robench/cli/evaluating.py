@@ -20,48 +20,70 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.datasets import ImageSet, dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
+    from robench.datasets import ImageSet
+    from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
 _DEFAULT_EXAMPLES = 1000
+
+#: What models from these places classify unless --dataset says otherwise.
+_EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
 
 
 def evaluate(
     model: Annotated[
         list[str],
-        typer.Option("--model", help="A registered name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY. Repeatable."),
+        typer.Option(
+            "--model",
+            help="A registered name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY. Repeatable.",
+        ),
     ],
     suite: Annotated[str | None, typer.Option(help="A named list of attacks.")] = None,
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
     threat: Annotated[
-        list[str] | None, typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's.")
+        list[str] | None,
+        typer.Option(
+            "--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on.")
+        str | None,
+        typer.Option(
+            help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on."
+        ),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option("--examples", help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.")
+        int | None,
+        typer.Option(
+            "--examples",
+            help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
+        ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")
+    ] = False,
     save_adversarials: Annotated[
         bool, typer.Option("--save-adversarials", help="Keep the adversarial images (reports/adversarials/).")
     ] = False,
     device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")] = "fp32",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")
+    ] = "fp32",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")
+    ] = None,
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="Examples between two savings of progress. Changes no answer.")
     ] = None,
@@ -73,6 +95,8 @@ def evaluate(
 
     Example: robench eval --model mnist-pgd --suite baseline --all
     """
+    from robench.store import Store
+
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
@@ -85,16 +109,34 @@ def evaluate(
     for text in attacks:
         planning.attack_settings(text)
     options = Options(
-        place, dataset, None if all_examples else examples or _DEFAULT_EXAMPLES, examples is None and not all_examples,
-        threats, attacks, seed, precision, device,  # type: ignore[arg-type]
+        place,
+        dataset,
+        None if all_examples else examples or _DEFAULT_EXAMPLES,
+        examples is None and not all_examples,
+        threats,
+        attacks,
+        seed,
+        precision,
+        device,  # type: ignore[arg-type]
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
     if dry_run:
         _print_plan(jobs, store, device, json_output=json_output)
         return
-    records = [r for job in jobs for r in run(job, options, store, batch_size=batch_size, shard_size=shard_size,
-                                               save_adversarials=save_adversarials, quiet=json_output)]
+    records = [
+        r
+        for job in jobs
+        for r in run(
+            job,
+            options,
+            store,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            save_adversarials=save_adversarials,
+            quiet=json_output,
+        )
+    ]
     _print_records(records, json_output=json_output)
 
 
@@ -128,28 +170,41 @@ class Job:
 
 def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
-    loaded: LoadedModel | None = None
-    card: ModelCard | None = None
-    if is_reference(name):
-        from robench.checkpoints import load_model
+    from robench.datasets import dataset_facts, open_split, select_examples
 
-        loaded = load_model(name, options.workspace, device=resolve_device(options.device))
-        identity = loaded.identity
-    else:
-        _, card = find_card(name, options.workspace)
-        identity = identity_of(card)
-    dataset = options.dataset or (card.dataset if card else "imagenet" if name.startswith(("torchvision:", "timm:")) else None)
+    card = None if is_reference(name) else find_card(name, options.workspace)[1]
+    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
-        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
+        raise UserError(
+            f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH"
+        )
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
+    loaded: LoadedModel | None = None
+    if card is None:
+        loaded = _load(name, images, options)
     count = options.examples
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
-    chosen, ids = select_examples(images, dataset=facts.name, split="test", count=count)
-    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
+    threats = list(options.threats) or [
+        card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])
+    ]
+    identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
     return Job(identity, card, images, ids, planning.plan(request), loaded)
+
+
+def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
+    from robench.checkpoints import load_model
+
+    return load_model(
+        name,
+        options.workspace,
+        device=resolve_device(options.device),
+        input_shape=images.image_shape,
+        num_classes=len(images.classes),
+    )
 
 
 def run(
@@ -168,15 +223,14 @@ def run(
         return [record for record in known if record is not None]
     import torch
 
-    from robench.checkpoints import load_model
-    from robench.classifier import preflight
     from robench.cli.progress import Bars, EvaluationBar
     from robench.evaluation.campaign import Campaign, Execution
+    from robench.preflight import preflight
     from robench.provenance import provenance
 
     store.check_writable()
     device = resolve_device(options.device)
-    loaded = job.loaded or load_model(job.identity.id, options.workspace, device=device)
+    loaded = job.loaded or _load(job.identity.id, job.images, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)
@@ -189,16 +243,24 @@ def run(
         save_adversarials=save_adversarials,
     )
     with Bars(quiet=quiet) as bars:
-        campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
+        campaign = Campaign(
+            loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars)
+        )
         return campaign.answer(job.specs, job.ids)
 
 
 def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: bool) -> None:
     earlier = [stored.record for stored in store.records()]
-    devices = {record.provenance.device for record in earlier if ("cuda" in device) == ("cuda" in record.provenance.device.lower())}
+    devices = {
+        record.provenance.device
+        for record in earlier
+        if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
+    }
     rows = []
     for spec in (spec for job in jobs for spec in job.specs):
-        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [planning.estimate(spec, [], "")]
+        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [
+            planning.estimate(spec, [], "")
+        ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
         known, begun = store.find(spec) is not None, len(store.journal_read(spec.identity)["example_id"])
         rows.append(
@@ -220,7 +282,16 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
     if json_output:
         print_json(rows)
         return
-    shown = ["model", "dataset", "examples", "threat", "attack", "status", "gradient passes at most", "seconds at most"]
+    shown = [
+        "model",
+        "dataset",
+        "examples",
+        "threat",
+        "attack",
+        "status",
+        "gradient passes at most",
+        "seconds at most",
+    ]
     cells = [[_cell(row[c]) for c in shown] for row in rows]
     print_table(shown, cells, title="Plan (nothing was computed)")
 
@@ -228,7 +299,13 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
 def _cell(value: Any) -> str:
     if value is None:
         return "unknown until measured"
-    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.1f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
@@ -239,9 +316,18 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
     for record in records:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
-        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, percent(record.clean), percent(record.robust), spec.identity])
+        rows.append(
+            [
+                spec.model.id,
+                str(spec.threat),
+                spec.attack.name,
+                of,
+                percent(record.clean),
+                percent(record.robust),
+                spec.identity,
+            ]
+        )
     print_table(["model", "threat", "attack", "test examples", "clean", "robust", "record"], rows)
     partial = [r for r in records if r.spec.examples.count < r.spec.examples.split_size]
     if partial:
         print("not the whole test split: add --all for the number to publish")
-

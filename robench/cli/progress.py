@@ -96,4 +96,3 @@ class EvaluationBar:
             self.task = self.bars.add("", 1)
         self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
         self.task = None
-

@@ -25,12 +25,21 @@ from robench.workspace import Workspace
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a .toml file.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one value: epochs=3, optimizer.lr=0.01, defense.steps=7. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change one value: epochs=3, optimizer.lr=0.01, defense.steps=7. Repeatable."
+        ),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="The model's name (default: the recipe's).")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="The model's name (default: the recipe's).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw an interrupted run away and begin again.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a registered model of that name.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw an interrupted run away and begin again.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a registered model of that name.")
+    ] = False,
     device: DeviceOption = "auto",
     precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
     workspace: WorkspaceOption = None,

@@ -153,7 +153,10 @@ class Campaign:
         for path in sorted((self.store.root / ".work" / spec.identity).glob("*.safetensors")):
             with suppress(SafetensorError):  # cut short by a full disk: computed again
                 parts.append(load_file(path))
-        empty = {"example_ids": np.empty(0, np.int64), "adversarial_images": np.empty(0, np.float32)}
+        empty: dict[str, NDArray[Any]] = {
+            "example_ids": np.empty(0, np.int64),
+            "adversarial_images": np.empty(0, np.float32),
+        }
         if not parts:
             return empty
         joined = {name: np.concatenate([part[name] for part in parts]) for name in empty}
@@ -161,7 +164,12 @@ class Campaign:
         return {name: values[first] for name, values in joined.items()}
 
     def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
-        path = self.store.root / ".work" / spec.identity / f"{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
+        path = (
+            self.store.root
+            / ".work"
+            / spec.identity
+            / f"{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
+        )
         assert result.adversarial_images is not None
         _save(path, {"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images})
 
@@ -178,5 +186,6 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error}; free some space or choose another --workspace") from None
-
+        raise StorageError(
+            f"cannot write {path}: {error}; free some space or choose another --workspace"
+        ) from None

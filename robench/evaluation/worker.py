@@ -68,7 +68,9 @@ class Worker:
         self.allow_tf32 = precision == "tf32"
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
-        self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
+        self._resident = (
+            torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
+        )
         self._clean: dict[int, tuple[int, int]] = {}
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -93,12 +95,12 @@ class Worker:
                     kept.append(adversarial.float().cpu().numpy())
         except InvalidAnswer as problem:
             error = ShardError(
-                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)  # type: ignore[arg-type]
+                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
             return ShardResult(shard, {}, self._cost(before, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        images = np.concatenate(kept) if kept else None
-        return ShardResult(shard, rows, self._cost(before, started), None, images)
+        found = np.concatenate(kept) if kept else None
+        return ShardResult(shard, rows, self._cost(before, started), None, found)
 
     def _passes(self) -> tuple[int, int]:
         counters = self.search, self.second_search
@@ -183,7 +185,12 @@ class Worker:
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        model, clean, labels[some], threat=spec.threat, random=random[some], **spec.attack.parameters
+                        model,
+                        clean,
+                        labels[some],
+                        threat=spec.threat,
+                        random=random[some],
+                        **spec.attack.parameters,
                     )
             except RobenchError:
                 raise
@@ -213,8 +220,7 @@ class Worker:
     def _judged(self, images: Tensor) -> Tensor:
         """Return the plain model's logits, without TF32 whatever the process allows."""
         with tensor_float32(allowed=False):
-            logits: Tensor = self.judge(images)
-        return logits
+            return self.judge(images)  # type: ignore[no-any-return]
 
     def _clean_answers(
         self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
@@ -224,7 +230,9 @@ class Worker:
             logits = self._judged(images)
             if not bool(torch.isfinite(logits).all()):
                 row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
-                raise PreflightFailed(f"the model returns NaN or infinity for the clean example {int(ids[row])}")
+                raise PreflightFailed(
+                    f"the model returns NaN or infinity for the clean example {int(ids[row])}"
+                )
             prediction, rank = logits.argmax(1), rank_of(logits, labels)
             answers = zip(prediction.tolist(), rank.tolist(), strict=True)
             self._clean |= dict(zip(ids.tolist(), answers, strict=True))
@@ -276,4 +284,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-

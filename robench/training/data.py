@@ -29,7 +29,9 @@ class Pixels:
         self.image_set, self.device = image_set, device
         self.labels = torch.from_numpy(np.asarray(image_set.labels)).to(device)
         everything = np.arange(len(image_set), dtype=np.int64)
-        self.resident = torch.from_numpy(image_set.read(everything)).to(device) if image_set.in_memory else None
+        self.resident = (
+            torch.from_numpy(image_set.read(everything)).to(device) if image_set.in_memory else None
+        )
 
     def __len__(self) -> int:
         return len(self.image_set)

@@ -48,7 +48,9 @@ def read_snapshot(path: Path) -> tuple[Tensors, dict[str, Any]]:
             facts = json.loads((file.metadata() or {})["robench"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UnsafeFile(f"{path} is no readable checkpoint ({error}); delete {path.parent} to start over") from None
+        raise UnsafeFile(
+            f"{path} is no readable checkpoint ({error}); delete {path.parent} to start over"
+        ) from None
     if facts.pop("format") != FORMAT:
         raise UserError(f"{path} is of another version of robench; delete {path.parent} to start over")
     return tensors, facts

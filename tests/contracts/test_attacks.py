@@ -44,7 +44,9 @@ def test_entry_agrees_with_its_file(plugin):
     assert entry.version >= 1
     supplied = [p.name for p in inspect.signature(entry.attack).parameters.values()][:3]
     assert supplied == ["model", "images", "labels"]
-    assert any(word in entry.source for word in ("arXiv", "doi", "equation", "section")), "the source names a paper"
+    assert any(word in entry.source for word in ("arXiv", "doi", "equation", "section")), (
+        "the source names a paper"
+    )
 
 
 @each_attack

@@ -23,7 +23,9 @@ def test_margin_is_positive_exactly_where_wrong():
 def test_dlr_by_hand_and_scale_free():
     # Row 0: -(2 - 1) / (2 - 0.5); row 1: -(1 - 3) / (3 - 0).
     assert difference_of_logits_ratio(LOGITS, LABELS).tolist() == pytest.approx([-1 / 1.5, 2 / 3])
-    assert torch.allclose(difference_of_logits_ratio(7 * LOGITS, LABELS), difference_of_logits_ratio(LOGITS, LABELS))
+    assert torch.allclose(
+        difference_of_logits_ratio(7 * LOGITS, LABELS), difference_of_logits_ratio(LOGITS, LABELS)
+    )
     with pytest.raises(ValueError, match="3 classes"):
         difference_of_logits_ratio(LOGITS[:, :2], torch.zeros(2, dtype=torch.int64))
 

@@ -40,7 +40,9 @@ class Watcher:
 def campaign(model, images, tmp_path):
     def make(watcher=None, folder="reports", **options):
         execution = Execution(
-            device=torch.device("cpu"), provenance=lambda: MADE, **({"batch_size": 64, "shard_size": 50} | options)
+            device=torch.device("cpu"),
+            provenance=lambda: MADE,
+            **({"batch_size": 64, "shard_size": 50} | options),
         )
         store = Store(tmp_path / folder)
         return Campaign(model, images, store=store, execution=execution, progress=watcher or Watcher())
@@ -77,7 +79,10 @@ def test_interrupted_and_resumed_equals_straight_through(campaign, spec_of):
     assert watcher.computed == 150
     assert record.robust == expected.robust
     assert same_outcomes(resumed.store.outcomes(record), straight.store.outcomes(expected))
-    assert abs(record.cost.backward_passes - expected.cost.backward_passes) <= 0.01 * expected.cost.backward_passes
+    assert (
+        abs(record.cost.backward_passes - expected.cost.backward_passes)
+        <= 0.01 * expected.cost.backward_passes
+    )
     assert not list((resumed.store.root / ".work").glob("*")), "the journal goes when the record stands"
 
 
@@ -118,7 +123,9 @@ def test_saved_adversarials_are_those_of_the_outcomes(campaign, spec_of, images,
     rows = saving.store.outcomes(record)
     assert (saved["example_ids"] == rows["example_id"]).all()
     clean = images.images.astype(np.float64) / 255
-    assert np.abs(saved["adversarial_images"] - clean).max(axis=(1, 2, 3)) == pytest.approx(rows["linf"], abs=1e-6)
+    assert np.abs(saved["adversarial_images"] - clean).max(axis=(1, 2, 3)) == pytest.approx(
+        rows["linf"], abs=1e-6
+    )
     predictions = model(torch.from_numpy(saved["adversarial_images"])).argmax(1).numpy()
     assert (predictions == rows["adversarial_prediction"]).all()
 
