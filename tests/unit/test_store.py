@@ -108,16 +108,17 @@ def test_processes_that_write_the_same_records_at_once(store: Store) -> None:
     assert len(files(store)) == 40
 
 
-def test_the_later_of_two_writers_withdraws(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other record lands between this one's look and its link."""
-    link = os.link
+@pytest.mark.parametrize("step", ["replace", "link"])
+def test_the_later_of_two_writers_withdraws(store: Store, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The other record lands after this one's look: before its rows are there, or before its link."""
+    original = getattr(os, step)
 
     def overtaken(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(os, step, original)
         put(store, spec(), first_of(50, 10))
-        link(source, target)
+        original(source, target)
 
-    monkeypatch.setattr(os, "link", overtaken)
+    monkeypatch.setattr(os, step, overtaken)
     put(store, spec(), first_of(50, 20))
     (stored,) = store.records()
     assert stored.record.robust.successes == store.outcomes(stored.record)["robust"].sum() == 10
@@ -265,6 +266,7 @@ def test_read_cards_takes_the_first_registry_that_has_an_id(tmp_path: Path) -> N
     mine = card(tmp_path / "mine" / "b", "b")
     card(tmp_path / "shipped" / "b", "b", summary="another")
     shipped = card(tmp_path / "shipped" / "a", "a")
+    card(tmp_path / "shipped" / ".c-being-written", "c")
     found = read_cards([tmp_path / "mine", tmp_path / "shipped", tmp_path / "none"])
     assert found == {"a": shipped, "b": mine}
     (tmp_path / "mine" / "b" / "card.json").write_text("{}")
