@@ -134,8 +134,8 @@ class Campaign:
         if known is not None and record.outcomes_sha256 != known.outcomes_sha256:
             before, now = self.store.outcomes(known)["robust"], rows["robust"]
             raise EvaluationFailed(
-                f"record {spec.identity} was made with other outcomes than this machine gives "
-                f"({int((before != now).sum())} of {len(now)} examples differ), so no adversarial examples of it are saved"
+                f"record {spec.identity} has other outcomes than this machine gives "
+                f"({int((before != now).sum())} of {len(now)} examples differ), so its adversarials cannot be saved"
             )
         path = self.store.write(record, rows)
         if record.status == "complete":
