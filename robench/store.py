@@ -21,10 +21,10 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,7 @@ class StoredRecord:
     record: EvalRecord
 
 
-@dataclass(frozen=True)
-class StoredCard:
+class StoredCard(NamedTuple):
     """A model card and the folder it stands in, together with its weights and its training log."""
 
     folder: Path
@@ -209,20 +208,6 @@ class Store:
                 table = _read_parquet(path.read_bytes())
                 if _COST in (table.schema.metadata or {}):
                     yield table
-
-
-def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
-    """Return all model cards by id, in order of id; the first registry that has an id wins.
-
-    Raises UserError that names a damaged card.
-    """
-    found: dict[str, StoredCard] = {}
-    for registry in registries:
-        # A folder whose name starts with a dot is a model that is being written.
-        for path in sorted(registry.glob("[!.]*/card.json")):
-            card = ModelCard.from_json(path.read_text("utf-8", "replace"), origin=str(path))
-            found.setdefault(card.id, StoredCard(path.parent, card))
-    return dict(sorted(found.items()))
 
 
 def file_name(name: str) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic import card, first_of, put, record, rows, spec
+from synthetic import first_of, put, record, rows, spec
 
 from robench.errors import StorageError, UnsafeFile, UserError
 from robench.records import OUTCOME_COLUMNS, Cost, Proportion
-from robench.store import Store, file_name, outcome_bytes, outcome_sha256, read_cards
+from robench.store import Store, file_name, outcome_bytes, outcome_sha256
 
 COST = Cost(forward_passes=3, backward_passes=2, seconds=0.5)
 
@@ -260,15 +260,3 @@ def test_file_names_are_safe_and_distinct(name: str, tmp_path: Path) -> None:
     assert len(safe) < 100
     assert safe != file_name(name + ":")
     assert file_name("small_cnn-1.0") == "small_cnn-1.0"
-
-
-def test_read_cards_takes_the_first_registry_that_has_an_id(tmp_path: Path) -> None:
-    mine = card(tmp_path / "mine" / "b", "b")
-    card(tmp_path / "shipped" / "b", "b", summary="another")
-    shipped = card(tmp_path / "shipped" / "a", "a")
-    card(tmp_path / "shipped" / ".c-being-written", "c")
-    found = read_cards([tmp_path / "mine", tmp_path / "shipped", tmp_path / "none"])
-    assert found == {"a": shipped, "b": mine}
-    (tmp_path / "mine" / "b" / "card.json").write_text("{}")
-    with pytest.raises(UserError, match=r"mine/b/card\.json is no valid ModelCard"):
-        read_cards([tmp_path / "mine"])

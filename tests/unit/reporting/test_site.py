@@ -16,7 +16,8 @@ from synthetic import card, first_of, put, sha, spec
 
 from robench.errors import StorageError, UnknownName, UserError
 from robench.reporting import write_leaderboards
-from robench.store import Store, read_cards
+from robench.registry import read_cards
+from robench.store import Store
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "leaderboards"
 HOSTILE = '"><script>alert(1)</script>'
@@ -188,7 +189,8 @@ def test_writing_imports_nothing_heavy(reports: Path) -> None:
 import sys
 from pathlib import Path
 from robench.reporting import write_leaderboards
-from robench.store import Store, read_cards
+from robench.registry import read_cards
+from robench.store import Store
 root = Path({str(reports)!r})
 write_leaderboards(["robustness"], Store(root), read_cards([root.parent / "zoo"]), root / "leaderboards")
 print(*{{"torch", "pandas", "scipy", "statsmodels", "sklearn", "pyarrow.dataset"}} & set(sys.modules))
