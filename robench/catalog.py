@@ -1,12 +1,13 @@
 """The catalog: every plugin of every kind, found by scanning its folder.
 
-A plugin is one file with one constant, ``ENTRY = AttackEntry(name=..., ...)``, or one TOML file. Python plugins are read
-*as data* (their syntax tree), so that listing them, planning with their parameters and checking what a user typed costs
-milliseconds and never imports torch; a module is imported only when its plugin runs. What stands in ``ENTRY`` must
+A plugin is one file with one constant, ``ENTRY = AttackEntry(name=..., ...)``, or one TOML file. Python plugins are
+read *as data* (their syntax tree), so that listing them, planning with their parameters and checking what a user
+typed costs milliseconds and never imports torch; a module is imported only when its plugin runs. What stands in ``ENTRY`` must
 therefore be literal, except the one reference to the plugin's own function or class. Its keyword-only arguments, with
 their annotations and defaults, are the plugin's parameters: there is no second list to keep in step.
 
-Scanning is loud: a missing constant, a name that is taken, an annotation that cannot be checked fail with the file's name.
+Scanning is loud: a missing constant, a name that is taken, an annotation that cannot be checked fail with
+the file's name.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class AttackEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseEntry:
-    """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``, or a
-    class whose constructor takes the parameters and whose instances are called that way.
+    """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``,
+    or a class whose constructor takes the parameters and whose instances are called that way.
     """
 
     name: str

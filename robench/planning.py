@@ -1,4 +1,4 @@
-"""From what somebody asked to the list of questions (EvalSpec), and what answering them will cost. Pure, without torch."""
+"""From what somebody asked to the list of questions (EvalSpec), and what they will cost. Pure, without torch."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,7 @@ class StoredRecord:
     record: EvalRecord
 
 
-@dataclass(frozen=True)
-class StoredCard:
+class StoredCard(NamedTuple):
     """A model card and the folder it stands in, together with its weights and its training log."""
 
     folder: Path
@@ -211,20 +210,6 @@ class Store:
                     yield table
 
 
-def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
-    """Return all model cards by id, in order of id; the first registry that has an id wins.
-
-    Raises UserError that names a damaged card.
-    """
-    found: dict[str, StoredCard] = {}
-    for registry in registries:
-        # A folder whose name starts with a dot is a model that is being written.
-        for path in sorted(registry.glob("[!.]*/card.json")):
-            card = ModelCard.from_json(path.read_text("utf-8", "replace"), origin=str(path))
-            found.setdefault(card.id, StoredCard(path.parent, card))
-    return dict(sorted(found.items()))
-
-
 def file_name(name: str) -> str:
     """Return a name that is safe as a file's: itself if it is, else its safe part and a hash of it.
 
@@ -241,7 +226,7 @@ def outcome_bytes(outcomes: Rows | pa.Table) -> bytes:
     ValueError for missing, unknown or unequally long columns, and for an example that comes twice.
     """
     table = _table(outcomes).sort_by("example_id")
-    ids = table["example_id"].to_numpy()
+    ids = _array(table["example_id"].combine_chunks(), "int64")
     if (ids[1:] == ids[:-1]).any():
         raise ValueError(f"outcomes hold example {ids[1:][ids[1:] == ids[:-1]][0]} twice")
     return _parquet(table)
@@ -289,16 +274,26 @@ def _read_parquet(data: bytes) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise UnsafeFile(f"these are no outcomes: {error}") from None
-    if not table.schema.equals(_schema()):
+    if not table.schema.equals(_schema()) or any(column.null_count for column in table.columns):
         raise UnsafeFile(f"these are no outcomes: the columns are {', '.join(table.column_names)}")
     return table
 
 
 def _columns(table: Any) -> dict[str, NDArray[Any]]:
-    return {name: table[name].to_numpy() for name in OUTCOME_COLUMNS}
+    return {name: _array(table[name].combine_chunks(), kind) for name, kind in OUTCOME_COLUMNS.items()}
+
+
+def _array(column: Any, kind: str) -> NDArray[Any]:
+    """Return a pyarrow array as numpy's; pyarrow's own way imports pandas, which takes half a second."""
+    if not len(column):
+        return np.empty(0, dtype=kind)
+    if kind != "bool":
+        return np.from_dlpack(column).copy()
+    bits = np.unpackbits(np.frombuffer(column.buffers()[1], dtype=np.uint8), bitorder="little")
+    return bits[column.offset : column.offset + len(column)].astype(np.bool_)
 
 
 def _check_fit(record: EvalRecord, data: bytes) -> None:

@@ -43,7 +43,7 @@ def import_model(
 ) -> None:
     """Bring a checkpoint into the registry and show its clean accuracy.
 
-    Example: robench import theirs.pth --architecture resnet18 --dataset cifar10 --name theirs --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26
+    Example: robench import theirs.pth --architecture resnet18 --dataset cifar10 --name theirs
     """
     parameters = {}
     for setting in settings or ():

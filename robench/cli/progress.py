@@ -84,13 +84,13 @@ class EvaluationBar:
         self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
         self.bars.update(self.task, done)
 
-    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
+    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:  # noqa: ARG002  the protocol's
         """Move the bar; the note is the robust accuracy of what this run has answered so far."""
         self.done, self.fresh, self.robust = self.done + examples, self.fresh + examples, self.robust + robust
         assert self.task is not None
         self.bars.update(self.task, self.done, f"robust {100 * self.robust / self.fresh:.1f} %")
 
-    def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
+    def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
         """Leave a line with the result."""
         spec = record.spec
         line = (

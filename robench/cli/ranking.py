@@ -20,15 +20,16 @@ def leaderboard(
 
     Example: robench leaderboard robustness
     """
+    from robench.registry import cards
     from robench.reporting import write_leaderboards
-    from robench.store import Store, read_cards
+    from robench.store import Store
 
     place = Workspace.locate(workspace)
     names = table or list(catalog.plugins("leaderboards"))
     for name in names:
         catalog.find("leaderboards", name)
     written = write_leaderboards(
-        names, Store(place.reports), read_cards(place.registries), place.reports / "leaderboards"
+        names, Store(place.reports), cards(place), place.reports / "leaderboards"
     )
     if json_output:
         print_json([str(path) for path in written])

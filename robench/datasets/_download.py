@@ -41,7 +41,7 @@ def download(dataset: str, root: Path) -> None:
 
 def missing(dataset: str, root: Path, wanted: str) -> MissingData:
     """Return the error for a data set of which `wanted` (a path below the data root) is not there."""
-    fetch = f"run `robench data {dataset} --download`, or " if dataset in DOWNLOADERS else ""
+    fetch = f"run `robench data {dataset}`, or " if dataset in DOWNLOADERS else ""
     return MissingData(
         f"{dataset} is not in {root} (no {wanted}); {fetch}name the folder that has it by --data-root or ROBENCH_DATA"
     )

@@ -15,8 +15,8 @@ from robench.errors import MissingData, UnsafeFile
 def load(_root: Path, split: str) -> ArrayImages:
     """Return every fourth image of the file, from position 3 (test), or the others (train), in its order.
 
-    The file's values 0..16 become `round(value * 255 / 16)`. Its writers went through the digits in order, so a step that divides ten
-    would give some classes twice the images of others.
+    The file's values 0..16 become `round(value * 255 / 16)`. Its writers went through the digits in
+    order: a step that divides ten would give some classes twice the images of others.
     """
     path = _file()
     try:

@@ -28,7 +28,7 @@ _CANDIDATE_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 _WORTHWHILE = 0.97
 
 
-class InvalidAnswer(Exception):  # noqa: N818 - it travels as a value, a ShardError
+class InvalidAnswer(Exception):
     """An attack that crashed or whose answer breaks the threat model."""
 
     def __init__(self, kind: str, message: str) -> None:

@@ -32,7 +32,7 @@ def test_one_epoch_nothing_measured_and_numbers_that_cannot_be_drawn(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["epoch,train_loss\n1,much\n", "epoch,train_loss\n1\n", "a,b\n1,2,3\n", "a,b\n1,2\n", "", "\xff"]
+    "text", ["epoch,train_loss\n1,much\n", "epoch,train_loss\n1\n", "a,b\n1,2,3\n", "a,b\n1,2\n", ""]
 )
 def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "training.csv").write_text(text)

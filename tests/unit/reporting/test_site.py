@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,7 +16,8 @@ from synthetic import card, first_of, put, sha, spec
 
 from robench.errors import StorageError, UnknownName, UserError
 from robench.reporting import write_leaderboards
-from robench.store import Store, read_cards
+from robench.registry import read_cards
+from robench.store import Store
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "leaderboards"
 HOSTILE = '"><script>alert(1)</script>'
@@ -28,7 +31,7 @@ LOG = """epoch,learning_rate,train_loss,validation_clean_accuracy,validation_rob
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
     """Two registered models, one from elsewhere, a failed evaluation, a missing attack, two threat models."""
-    store = Store(tmp_path / "reports")
+    store = Store(tmp_path / "my #1 reports")
     for model, fgsm, pgd in (
         ("mnist-pgd", 45, 40),
         ("mnist-standard", 20, 0),
@@ -85,7 +88,7 @@ def test_the_same_records_give_the_same_files(reports: Path) -> None:
     assert {path: path.read_bytes() for path in write(reports)} == first
 
 
-@pytest.mark.parametrize("place", ["leaderboards", "else where/#1"])
+@pytest.mark.parametrize("place", ["leaderboards", "../site"])
 def test_every_link_leads_to_a_file(reports: Path, place: str) -> None:
     for path in write(reports, reports / place):
         if path.suffix == ".html":
@@ -179,3 +182,25 @@ def test_a_folder_that_cannot_be_written(reports: Path) -> None:
     (reports / "leaderboards").write_text("a file in the way")
     with pytest.raises(StorageError, match="cannot write to"):
         write(reports)
+
+
+def test_writing_imports_nothing_heavy(reports: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from robench.reporting import write_leaderboards
+from robench.registry import read_cards
+from robench.store import Store
+root = Path({str(reports)!r})
+write_leaderboards(["robustness"], Store(root), read_cards([root.parent / "zoo"]), root / "leaderboards")
+print(*{{"torch", "pandas", "scipy", "statsmodels", "sklearn", "pyarrow.dataset"}} & set(sys.modules))
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")
