@@ -77,7 +77,7 @@ def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingP
         progress=progress,
     )
     training.run(state)
-    card = _register(recipe, run, state, workspace=workspace, log=folder / "training.csv")
+    card = _register(recipe, run, state, workspace=workspace, folder=folder)
     shutil.rmtree(folder, ignore_errors=True)
     return card
 
@@ -144,7 +144,7 @@ def _examiner(recipe: Recipe, run: Run, workspace: Workspace) -> Examiner:
     )
 
 
-def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Workspace, log: Path) -> ModelCard:
+def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Workspace, folder: Path) -> ModelCard:
     facts = dataset_facts(recipe.dataset, workspace)
     best, last = state.best, _network(weights_of(state.result))
     assert best is not None, "the last epoch is always measured"
@@ -170,7 +170,7 @@ def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Work
         },
         selected=Weights(state=_network(best.weights), epoch=best.epoch, validation=best.validation),
         last=None if best.epoch == state.epoch else Weights(state=last, epoch=state.epoch, validation=final),
-        extra_files={"training.csv": log.read_bytes()},
+        extra_files={name: (folder / name).read_bytes() for name in ("training.csv", "scalars.jsonl")},
         replace=run.replace,
     )
 
