@@ -1,8 +1,8 @@
 """Training: a recipe becomes a registered model. One loop serves every defense.
 
-A run can be killed at any moment: it goes on from its last snapshot (`<registry>/.training/<name>/`), and on a CPU ends with
-the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by (seed, epoch, step,
-example), not by a generator's history.
+A run can be killed at any moment: it goes on from its last snapshot (`<registry>/.training/<name>/`), and on a CPU
+ends with the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by
+(seed, epoch, step, example), not by a generator's history.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Run:
 def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingProgress) -> ModelCard:
     """Train, register and return the card; the test split is never opened.
 
-    Raises UserError for a name that is taken, an interrupted run that is neither to be resumed nor thrown away, one that
-    had another recipe, or a loss that is no longer finite; MissingData; StorageError.
+    Raises UserError for a name that is taken, an interrupted run that is neither to be resumed nor thrown away, one
+    that had another recipe, or a loss that is no longer finite; MissingData; StorageError.
     """
     registry = workspace.model_zoo
     require_free(registry / checked_id(run.name), replace=run.replace)
