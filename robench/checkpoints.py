@@ -32,7 +32,7 @@ from robench.classifier import (
     random_images,
 )
 from robench.errors import StorageError, UnsafeFile, UserError
-from robench.foreign_models import load_foreign
+from robench.foreign_models import foreign_architecture, load_foreign
 from robench.records import Configured, ModelCard, ModelIdentity, Normalization, Value, WeightsFile
 from robench.registry import CARD, checked_id, find_card, identity_of, is_reference, weights_path
 from robench.workspace import Workspace
@@ -171,10 +171,11 @@ def load_model(
     """
     if is_reference(reference):
         classifier = load_foreign(reference, input_shape=input_shape, num_classes=num_classes)
+        architecture = foreign_architecture(reference)
         identity = ModelIdentity(
-            id=reference,
+            id=architecture.name,
             weights_sha256=state_sha256(classifier.network),
-            architecture=Configured(name=reference),
+            architecture=architecture,
             normalization=classifier.normalization,
         )
         found = LoadedModel(model=classifier.to(device), identity=identity, card=None)

@@ -292,22 +292,18 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
     if json_output:
         print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in records])
         return
+    columns = ["model", "threat", "attack", "test examples", "clean", "robust", "record"]
     rows = []
     for record in records:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
-        rows.append(
-            [
-                spec.model.id,
-                str(spec.threat),
-                spec.attack.name,
-                of,
-                percent(record.clean),
-                percent(record.robust),
-                spec.identity,
-            ]
-        )
-    print_table(["model", "threat", "attack", "test examples", "clean", "robust", "record"], rows)
+        shares = [percent(record.clean), percent(record.robust)]
+        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, *shares, spec.identity])
+    if any(record.clean_top5 for record in records):
+        columns.insert(5, "clean top-5")
+        for row, record in zip(rows, records, strict=True):
+            row.insert(5, percent(record.clean_top5) if record.clean_top5 else "-")
+    print_table(columns, rows)
     partial = [r for r in records if r.spec.examples.count < r.spec.examples.split_size]
     if partial:
         print("not the whole test split: add --all for the number to publish")

@@ -28,9 +28,7 @@ def leaderboard(
     names = table or list(catalog.plugins("leaderboards"))
     for name in names:
         catalog.find("leaderboards", name)
-    written = write_leaderboards(
-        names, Store(place.reports), cards(place), place.reports / "leaderboards"
-    )
+    written = write_leaderboards(names, Store(place.reports), cards(place), place.reports / "leaderboards")
     if json_output:
         print_json([str(path) for path in written])
         return

@@ -264,3 +264,20 @@ def test_the_reading_half_never_imports_torch(workspace, arguments):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_changed_forward_is_another_question(workspace, robench, tmp_path):
+    source = (
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        rows = SIGN * images.flatten(1)\n"
+        "        return torch.stack([rows[:, i::10].sum(1) for i in range(10)], 1)\n"
+        "def build():\n"
+        "    return Net().eval()\n"
+    )
+    for sign in ("1", "-1"):
+        (tmp_path / "net.py").write_text(source.replace("SIGN", sign))
+        arguments = ("--model", f"{tmp_path / 'net.py'}:build", "--dataset", "digits", "--attack", "fgsm")
+        assert robench("eval", *arguments, "--examples", "40")[0] == 0
+    assert len(records_of(workspace)) == 2

@@ -67,12 +67,16 @@ def test_a_factory_in_a_module_of_the_current_folder_is_called(file: Path, monke
     assert load("nets:make")(random_images((1, 4, 4), count=2)).shape == (2, 5)
 
 
-def test_the_identity_of_a_users_model_is_its_reference_and_its_tensors(file: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_users_model_is_its_name_its_tensors_and_its_source(file: Path, tmp_path: Path) -> None:
     place = Workspace(root=tmp_path, data_root=tmp_path, user_zoo=tmp_path)
     loaded = load_model(f"{file}:make", place, input_shape=(1, 4, 4), num_classes=5)
     assert loaded.card is None
-    assert loaded.identity.id == loaded.identity.architecture.name == f"{file}:make"
+    assert loaded.identity.id == loaded.identity.architecture.name == "nets.py:make", "no machine's path in records"
     assert loaded.identity.weights_sha256 == state_sha256(loaded.model.network)
+    file.write_text(file.read_text() + "\n# changed\n")
+    changed = load_model(f"{file}:make", place, input_shape=(1, 4, 4), num_classes=5)
+    assert changed.identity.weights_sha256 == loaded.identity.weights_sha256
+    assert changed.identity != loaded.identity
 
 
 @pytest.mark.parametrize(
