@@ -33,7 +33,7 @@ class TrainingState:
     """The moving parts of a training, between two steps."""
 
     model: Classifier
-    average: nn.Module | None
+    average: Classifier | None
     optimizer: torch.optim.Optimizer
     objective: Objective
     epoch: int = 0
@@ -50,7 +50,7 @@ class TrainingState:
     """Bytes of the scalars' file that belong to the steps done."""
 
     @property
-    def result(self) -> nn.Module:
+    def result(self) -> Classifier:
         """Return what is measured and kept: the average where there is one, else the model."""
         return self.average or self.model
 
@@ -112,7 +112,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> No
     for key, value in tensors.items():
         number, _, name = key.partition("/")
         parameter = parameters[int(number)]
-        if value.shape == parameter.shape:
-            # The parameter's memory format too: arithmetic on another one may round differently.
-            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        optimizer.state[parameter][name] = value
+        # In the parameter's memory format: arithmetic on another one may round differently. Step counts have none.
+        same = value.shape == parameter.shape
+        optimizer.state[parameter][name] = torch.empty_like(parameter.detach()).copy_(value) if same else value
