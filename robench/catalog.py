@@ -1,17 +1,19 @@
 """The catalog: every plugin of every kind, found by scanning its folder.
 
-A plugin is one file with one constant, ``ENTRY = AttackEntry(name=..., ...)``, or one TOML file. Python plugins are read
-*as data* (their syntax tree), so that listing them, planning with their parameters and checking what a user typed costs
-milliseconds and never imports torch; a module is imported only when its plugin runs. What stands in ``ENTRY`` must
+A plugin is one file with one constant, ``ENTRY = AttackEntry(name=..., ...)``, or one TOML file. Python plugins are
+read *as data* (their syntax tree), so that listing them, planning with their parameters and checking what a user
+typed costs milliseconds and never imports torch; a module is imported only when its plugin runs. What stands in ``ENTRY`` must
 therefore be literal, except the one reference to the plugin's own function or class. Its keyword-only arguments, with
 their annotations and defaults, are the plugin's parameters: there is no second list to keep in step.
 
-Scanning is loud: a missing constant, a name that is taken, an annotation that cannot be checked fail with the file's name.
+Scanning is loud: a missing constant, a name that is taken, an annotation that cannot be checked fail with
+the file's name.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import tomllib
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import Field, TypeAdapter, ValidationError
 
 from robench.errors import UnknownName, UserError, suggestion
 from robench.threat_model import ThreatModel, exact_fraction
@@ -70,8 +72,8 @@ class AttackEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseEntry:
-    """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``, or a
-    class whose constructor takes the parameters and whose instances are called that way.
+    """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``,
+    or a class whose constructor takes the parameters and whose instances are called that way.
     """
 
     name: str
@@ -215,39 +217,34 @@ class PluginError(UserError):
 
 def checked(value: Any, parameter: Parameter, label: str) -> Any:
     """Return `value` converted to the parameter's type (text as typed on a command line included)."""
-    if isinstance(value, str) and parameter.annotation in {
-        "float",
-        "PositiveFloat",
-        "NonNegativeFloat",
-        "Probability",
-        "PositiveFloat | None",
-        "float | None",
-    }:
-        # Radii and step sizes are usually written as fractions: 2/255.
-        try:
-            value = float(exact_fraction(value))
-        except ValueError:
-            value = None if value.lower() == "none" else value
-    elif isinstance(value, str) and value.lower() == "none" and parameter.annotation.endswith("| None"):
-        value = None
-    elif isinstance(value, str) and parameter.annotation == "ThreatModel":
-        value = ThreatModel.parse(value)
-    model = _checker(parameter.name, parameter.annotation, parameter.type)
+    if isinstance(value, str):
+        value = _typed_text(value, parameter.annotation)
     try:
-        return getattr(model(**{parameter.name: value}), parameter.name)
+        return _adapter(parameter.annotation, parameter.type).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"{label} = {value!r}: {problem[0].lower()}{problem[1:]} ({parameter.annotation})") from None
 
 
-_CHECKERS: dict[tuple[str, str], Any] = {}
+def _typed_text(text: str, annotation: str) -> Any:
+    """Read what pydantic would not: `none`, threat models, and radii written as fractions (`2/255`)."""
+    if text.lower() == "none" and annotation.endswith("| None"):
+        return None
+    if annotation.removesuffix(" | None") == "ThreatModel":
+        return ThreatModel.parse(text)
+    if annotation.removesuffix(" | None") in {"float", "PositiveFloat", "NonNegativeFloat", "Probability"}:
+        with contextlib.suppress(ValueError):
+            return float(exact_fraction(text))
+    return text
 
 
-def _checker(name: str, annotation: str, kind: Any) -> Any:
-    if (name, annotation) not in _CHECKERS:
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        _CHECKERS[name, annotation] = create_model("Parameter", __config__=config, **{name: (kind, ...)})
-    return _CHECKERS[name, annotation]
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+
+
+def _adapter(annotation: str, kind: Any) -> TypeAdapter[Any]:
+    if annotation not in _ADAPTERS:
+        _ADAPTERS[annotation] = TypeAdapter(kind)
+    return _ADAPTERS[annotation]
 
 
 @functools.cache
@@ -329,9 +326,7 @@ def _entry_call(tree: ast.Module) -> ast.Call | None:
             targets = statement.targets
         else:
             continue
-        if any(isinstance(t, ast.Name) and t.id == "ENTRY" for t in targets) and isinstance(
-            statement.value, ast.Call
-        ):
+        if any(isinstance(t, ast.Name) and t.id == "ENTRY" for t in targets) and isinstance(statement.value, ast.Call):
             return statement.value
     return None
 

@@ -32,7 +32,7 @@ from robench.classifier import (
     random_images,
 )
 from robench.errors import StorageError, UnsafeFile, UserError
-from robench.foreign_models import load_foreign
+from robench.foreign_models import foreign_architecture, load_foreign
 from robench.records import Configured, ModelCard, ModelIdentity, Normalization, Value, WeightsFile
 from robench.registry import CARD, checked_id, find_card, identity_of, is_reference, weights_path
 from robench.workspace import Workspace
@@ -116,7 +116,8 @@ def save_checkpoint(
         extra_files: further content of the folder by file name (`training.csv`).
         replace: replace a model of that id.
 
-    Raises UserError for a bad id, one that is taken, or logits that are not finite; StorageError where the folder cannot be written.
+    Raises UserError for a bad id, one that is taken, or logits that are not finite; StorageError where the
+    folder cannot be written.
     """
     folder = registry / checked_id(str(facts["id"]))
     require_free(folder, replace=replace)
@@ -145,9 +146,7 @@ def save_checkpoint(
 def require_free(folder: Path, *, replace: bool) -> None:
     """Raise UserError if a model is there already and is not to be replaced: ask before hours of training."""
     if folder.exists() and not replace:
-        raise UserError(
-            f"model {folder.name!r} exists ({folder}); give --replace to replace it, or another name"
-        )
+        raise UserError(f"model {folder.name!r} exists ({folder}); give --replace to replace it, or another name")
 
 
 def load_model(
@@ -172,10 +171,11 @@ def load_model(
     """
     if is_reference(reference):
         classifier = load_foreign(reference, input_shape=input_shape, num_classes=num_classes)
+        architecture = foreign_architecture(reference)
         identity = ModelIdentity(
-            id=reference,
+            id=architecture.name,
             weights_sha256=state_sha256(classifier.network),
-            architecture=Configured(name=reference),
+            architecture=architecture,
             normalization=classifier.normalization,
         )
         found = LoadedModel(model=classifier.to(device), identity=identity, card=None)
@@ -276,7 +276,7 @@ def _described(name: str, data: bytes, weights: Weights) -> WeightsFile:
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
-    """Write the files beside `folder`, then rename: readers see the old model, then the new one, never a half."""
+    """Write the files beside `folder`, then rename: nobody sees half a model."""
     unique = uuid.uuid4().hex[:8]
     fresh, old = (folder.with_name(f".{folder.name}.{unique}.{state}") for state in ("new", "old"))
     try:

@@ -168,11 +168,7 @@ def _folded_where_equal(plain: Classifier) -> tuple[nn.Module, str | None]:
             f"tracing failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         )
     gap = logit_gap(found, expected)
-    return (
-        (folded, None)
-        if gap <= LOGIT_TOLERANCE
-        else (plain, f"folded logits differ by {gap:.1e} of the largest")
-    )
+    return (folded, None) if gap <= LOGIT_TOLERANCE else (plain, f"folded logits differ by {gap:.1e} of the largest")
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:

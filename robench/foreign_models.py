@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -16,7 +17,7 @@ from torch import nn
 
 from robench.classifier import Classifier
 from robench.errors import MissingData, UnknownName, UserError
-from robench.records import Normalization
+from robench.records import Configured, Normalization
 
 
 def load_foreign(reference: str, *, input_shape: tuple[int, int, int], num_classes: int) -> Classifier:
@@ -30,8 +31,7 @@ def load_foreign(reference: str, *, input_shape: tuple[int, int, int], num_class
     source, _, name = reference.rpartition(":")
     if not source or not name:
         raise UserError(
-            f"model {reference!r} is incomplete; write torchvision:NAME, timm:NAME, FILE.py:FACTORY or "
-            "MODULE:FACTORY"
+            f"model {reference!r} is incomplete; write torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY"
         )
     if source == "torchvision":
         return _torchvision(name)
@@ -39,6 +39,20 @@ def load_foreign(reference: str, *, input_shape: tuple[int, int, int], num_class
         return _timm(name)
     network = _made_by(reference, source, name)
     return Classifier(network, input_shape=input_shape, num_classes=num_classes)
+
+
+def foreign_architecture(reference: str) -> Configured:
+    """Return how records name a model that :func:`load_foreign` returned: without the machine's path.
+
+    For users' factories with the hash of the source file, because a changed `forward` may leave all weights as they were
+    and is another model all the same.
+    """
+    source, _, name = reference.rpartition(":")
+    if source in {"torchvision", "timm"}:
+        return Configured(name=reference)
+    module = sys.modules[_module_name(Path(source)) if source.endswith(".py") else source]
+    digest = hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest() if module.__file__ else ""
+    return Configured(name=f"{Path(source).name}:{name}", parameters={"source_sha256": digest})
 
 
 def _torchvision(name: str) -> Classifier:
@@ -109,9 +123,8 @@ def _made_by(reference: str, source: str, name: str) -> nn.Module:
 def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    # Named apart from anything installed; registered, because dataclasses and pickling look a module up by
-    # its name.
-    name = f"_robench_user_{path.stem}"
+    # Registered, because dataclasses look a module up by its name.
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -121,9 +134,14 @@ def _file_module(path: Path) -> ModuleType:
     return module
 
 
+def _module_name(path: Path) -> str:
+    """Return a name apart from anything installed, another for each file."""
+    return f"_robench_user_{path.stem}_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
+
+
 @contextmanager
 def _sibling_imports(path: Path) -> Iterator[None]:
-    """Let a user's file import what lies beside it, as running it would; modules are found in the current folder."""
+    """Let a user's file import what lies beside it, and `package.module` be found in the current folder."""
     folder = str(path.absolute().parent)
     sys.path.insert(0, folder)
     try:

@@ -1,4 +1,4 @@
-"""From what somebody asked to the list of questions (EvalSpec), and what answering them will cost. Pure, without torch."""
+"""From what somebody asked to the list of questions (EvalSpec), and what they will cost. Pure, without torch."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
-    return AttackIdentity(
-        name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters
-    )
+    return AttackIdentity(name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
 
 
 def plan(request: Request) -> list[EvalSpec]:

@@ -23,9 +23,7 @@ _ACCURACY_LEVEL = 1e-4
 _BATCH = 32
 
 
-def preflight(
-    model: Classifier, images: Tensor, labels: Tensor, *, card_accuracy: Proportion | None = None
-) -> None:
+def preflight(model: Classifier, images: Tensor, labels: Tensor, *, card_accuracy: Proportion | None = None) -> None:
     """Stop an evaluation that would mislead.
 
     Args:
@@ -99,18 +97,14 @@ def _call(model: Classifier, images: Tensor) -> Any:
 def _checked_logits(model: Classifier, images: Tensor) -> Tensor:
     logits, count, classes = _call(model, images), len(images), model.num_classes
     if not isinstance(logits, Tensor):
-        raise PreflightFailed(
-            f"the model returns a {type(logits).__name__}, not a tensor of logits {_shape('N', 'K')}"
-        )
+        raise PreflightFailed(f"the model returns a {type(logits).__name__}, not a tensor of logits {_shape('N', 'K')}")
     if tuple(logits.shape) != (count, classes):
         raise PreflightFailed(
             f"the model returns {tuple(logits.shape)} for {count} images, not {_shape(count, classes)}; "
             f"does it have the data set's {classes} classes?"
         )
     if not bool(torch.isfinite(logits).all()):
-        raise PreflightFailed(
-            "the model returns NaN or infinite logits on clean images; are its weights damaged?"
-        )
+        raise PreflightFailed("the model returns NaN or infinite logits on clean images; are its weights damaged?")
     sums = logits.sum(1)
     if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise PreflightFailed(
@@ -154,8 +148,7 @@ def _check_gradient(model: Classifier, images: Tensor) -> None:
         largest = _call(model, leaf).amax(1).sum()
         if not largest.requires_grad:
             raise PreflightFailed(
-                "no gradient leads from the logits to the images; does the model detach, round or run under "
-                "no_grad?"
+                "no gradient leads from the logits to the images; does the model detach, round or run under no_grad?"
             )
         (gradient,) = torch.autograd.grad(largest, leaf, allow_unused=True)
     if gradient is None or not bool((gradient != 0).any()):
@@ -164,9 +157,7 @@ def _check_gradient(model: Classifier, images: Tensor) -> None:
             "robustness; does the model detach, round or quantise its input?"
         )
     if not bool(torch.isfinite(gradient).all()):
-        raise PreflightFailed(
-            "the gradient to the images has NaN or infinite values; attacks cannot follow it"
-        )
+        raise PreflightFailed("the gradient to the images has NaN or infinite values; attacks cannot follow it")
 
 
 def _check_accuracy(correct: int, count: int, card_accuracy: Proportion) -> None:

@@ -1,9 +1,9 @@
 """Random numbers that belong to an example, not to its place in a batch.
 
-A stream is keyed by (seed, example, a path of labels such as attack, restart, draw). The numbers come from Philox4x32-10
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based generator: it has no state, so
-the same key gives the same numbers at any batch size, in any order, on any device, and the global generators are not
-touched. One vectorised call serves the whole batch.
+A stream is keyed by (seed, example, a path of labels such as attack, restart, draw). The numbers come from
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based generator: it has
+no state, so the same key gives the same numbers at any batch size, in any order, on any device, and the global
+generators are not touched. One vectorised call serves the whole batch.
 """
 
 from __future__ import annotations

@@ -9,11 +9,13 @@ to be committed is still a card: asking for its weights names the command that m
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from robench import catalog
 from robench.errors import UnknownName, UserError
 from robench.records import ModelCard, ModelIdentity
+from robench.store import StoredCard
 from robench.workspace import Workspace
 
 CARD = "card.json"
@@ -35,17 +37,22 @@ def is_reference(name: str) -> bool:
     return ":" in name
 
 
-def cards(workspace: Workspace) -> dict[str, tuple[Path, ModelCard]]:
+def cards(workspace: Workspace) -> dict[str, StoredCard]:
     """Return the folder and the card of every model in sight, by id, in alphabetical order.
 
     Raises UserError that names the file for a card that cannot be read.
     """
-    found: dict[str, tuple[Path, ModelCard]] = {}
-    for registry in workspace.registries:
-        for path in registry.glob(f"*/{CARD}"):
-            # Names with a dot in front are checkpoints that are being written.
-            if not path.parent.name.startswith(".") and path.parent.name not in found:
-                found[path.parent.name] = path.parent, read_card(path)
+    return read_cards(workspace.registries)
+
+
+def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
+    """Return the cards in these registries; the first that has an id answers."""
+    found: dict[str, StoredCard] = {}
+    for registry in registries:
+        # Names with a dot in front are models that are being written.
+        for path in registry.glob(f"[!.]*/{CARD}"):
+            if path.parent.name not in found:
+                found[path.parent.name] = StoredCard(path.parent, read_card(path))
     return dict(sorted(found.items()))
 
 
@@ -81,12 +88,14 @@ def weights_path(card: ModelCard, folder: Path) -> Path:
     path = folder / card.weights.file
     if path.is_file():
         return path
+    # The card is there, so that its name is taken.
+    made_by = f"{card.provenance.command.replace(' --replace', '')} --replace"
     if card.recipe is None:
-        remedy = f"import them again: {card.provenance.command}"
+        remedy = f"import them again: {made_by}"
     elif card.id in catalog.plugins("recipes"):
         remedy = f"run: robench train {card.id} --replace"
     else:
-        remedy = f"run: {card.provenance.command} --replace"
+        remedy = f"run: {made_by}"
     raise UserError(f"the weights of {card.id} ({path}) are not on this machine; {remedy}")
 
 

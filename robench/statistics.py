@@ -47,6 +47,4 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 def _check(successes: int, n: int) -> None:
     if not 0 <= successes <= n or n < 1:
-        raise UserError(
-            f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes"
-        )
+        raise UserError(f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes")

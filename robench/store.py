@@ -21,10 +21,10 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,7 @@ class StoredRecord:
     record: EvalRecord
 
 
-@dataclass(frozen=True)
-class StoredCard:
+class StoredCard(NamedTuple):
     """A model card and the folder it stands in, together with its weights and its training log."""
 
     folder: Path
@@ -110,14 +109,14 @@ class Store:
         failed = complete.with_suffix(".failed.json")
         if complete.exists():
             return complete
-        _publish(self.outcomes_path(record), data)
+        publish(self.outcomes_path(record), data)
         text = record.to_json().encode()
         former = _read_record(failed)
         if record.status == "failed":
-            _publish(failed, text)
+            publish(failed, text)
             self._withdraw(former, kept=record)
             return failed
-        if not _publish(complete, text, replace=False):
+        if not publish(complete, text, replace=False):
             self._withdraw(record, kept=_read_record(complete))
         failed.unlink(missing_ok=True)
         self._withdraw(former, kept=_read_record(complete))
@@ -172,7 +171,7 @@ class Store:
         table = _table(rows).replace_schema_metadata({_COST: cost.model_dump_json().encode()})
         first = table["example_id"][0].as_py() if len(table) else 0
         name = f"{identity}-{first}-{len(table)}-{secrets.token_hex(4)}.parquet"
-        _publish(self.root / ".work" / name, _parquet(table))
+        publish(self.root / ".work" / name, _parquet(table))
 
     def journal_read(self, identity: str) -> dict[str, NDArray[Any]]:
         """Return the rows of all finished shards, sorted, each example once; none without a journal.
@@ -188,9 +187,7 @@ class Store:
 
     def journal_cost(self, identity: str) -> Cost:
         """Return what the finished shards took, all runs together."""
-        costs = [
-            Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)
-        ]
+        costs = [Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)]
         return Cost(
             forward_passes=sum(c.forward_passes for c in costs),
             backward_passes=sum(c.backward_passes for c in costs),
@@ -213,30 +210,13 @@ class Store:
                     yield table
 
 
-def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
-    """Return all model cards by id, in order of id; the first registry that has an id wins.
-
-    Raises UserError that names a damaged card.
-    """
-    found: dict[str, StoredCard] = {}
-    for registry in registries:
-        for path in sorted(registry.glob("*/card.json")):
-            card = ModelCard.from_json(path.read_text("utf-8", "replace"), origin=str(path))
-            found.setdefault(card.id, StoredCard(path.parent, card))
-    return dict(sorted(found.items()))
-
-
 def file_name(name: str) -> str:
     """Return a name that is safe as a file's: itself if it is, else its safe part and a hash of it.
 
     Names that differ give file names that differ, and none of them is hidden or leaves its folder.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
-    return (
-        safe
-        if name and safe == name
-        else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
+    return safe if name and safe == name else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def outcome_bytes(outcomes: Rows | pa.Table) -> bytes:
@@ -246,7 +226,7 @@ def outcome_bytes(outcomes: Rows | pa.Table) -> bytes:
     ValueError for missing, unknown or unequally long columns, and for an example that comes twice.
     """
     table = _table(outcomes).sort_by("example_id")
-    ids = table["example_id"].to_numpy()
+    ids = _array(table["example_id"].combine_chunks(), "int64")
     if (ids[1:] == ids[:-1]).any():
         raise ValueError(f"outcomes hold example {ids[1:][ids[1:] == ids[:-1]][0]} twice")
     return _parquet(table)
@@ -294,16 +274,26 @@ def _read_parquet(data: bytes) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise UnsafeFile(f"these are no outcomes: {error}") from None
-    if not table.schema.equals(_schema()):
+    if not table.schema.equals(_schema()) or any(column.null_count for column in table.columns):
         raise UnsafeFile(f"these are no outcomes: the columns are {', '.join(table.column_names)}")
     return table
 
 
 def _columns(table: Any) -> dict[str, NDArray[Any]]:
-    return {name: table[name].to_numpy() for name in OUTCOME_COLUMNS}
+    return {name: _array(table[name].combine_chunks(), kind) for name, kind in OUTCOME_COLUMNS.items()}
+
+
+def _array(column: Any, kind: str) -> NDArray[Any]:
+    """Return a pyarrow array as numpy's; pyarrow's own way imports pandas, which takes half a second."""
+    if not len(column):
+        return np.empty(0, dtype=kind)
+    if kind != "bool":
+        return np.from_dlpack(column).copy()
+    bits = np.unpackbits(np.frombuffer(column.buffers()[1], dtype=np.uint8), bitorder="little")
+    return bits[column.offset : column.offset + len(column)].astype(np.bool_)
 
 
 def _check_fit(record: EvalRecord, data: bytes) -> None:
@@ -330,8 +320,11 @@ def _read_record(path: Path) -> EvalRecord | None:
     return record
 
 
-def _publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
-    """Put `data` at `path`, whole or not at all; return False if a file there must not be replaced."""
+def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
+    """Put `data` at `path`, whole or not at all; without `replace`, return False if a file is there.
+
+    Raises StorageError, one line that names the folder and the remedy.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with _storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)  # its FileExistsError means that a file is in the way

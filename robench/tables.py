@@ -6,19 +6,16 @@ made, so that a page never shows an order that its numbers do not bear out.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Literal
 
 from robench.records import Proportion
 
 Role = Literal["rank", "model", "label", "accuracy", "amount"]
 """What a column holds: the rank, the model, other text, a share of examples in [0, 1], a count or a time."""
-
-_Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +103,12 @@ def competition_ranks(values: Iterable[float]) -> list[int]:
     return [1 + sum(other > number for other in numbers) for number in numbers]
 
 
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts pgd-20 before pgd-100."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
 def proportion_cell(proportion: Proportion, *, record: Path | None = None, note: str | None = None) -> Cell:
     """Return the cell of an accuracy that a record holds."""
     low, high = proportion.wilson
     return Cell(value=proportion.value, low=low, high=high, n=proportion.n, record=record, note=note)
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion; [0, 1] for n = 0.
-
-    Wilson, Probable inference, the law of succession, J. Am. Stat. Assoc. 22 (1927). In closed form, because
-    the reading half starts without scipy.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, scale = successes / n, 1 + _Z**2 / n
-    centre = (share + _Z**2 / (2 * n)) / scale
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / scale
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)

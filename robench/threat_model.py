@@ -27,9 +27,7 @@ def fraction_text(value: Fraction) -> str:
     return decimal if Fraction(decimal) == value else f"{value.numerator}/{value.denominator}"
 
 
-ExactFraction = Annotated[
-    Fraction, PlainValidator(exact_fraction), PlainSerializer(fraction_text, return_type=str)
-]
+ExactFraction = Annotated[Fraction, PlainValidator(exact_fraction), PlainSerializer(fraction_text, return_type=str)]
 
 
 class ThreatModel(BaseModel):
@@ -57,7 +55,7 @@ class ThreatModel(BaseModel):
             raise UserError(f"threat model {text!r}: epsilon must be positive, such as 8/255")
         if names[norm.strip().lower()] == "Linf" and epsilon > 1:
             raise UserError(f"threat model {text!r}: epsilon is on the [0, 1] scale of pixels; write {radius}/255")
-        return cls(norm=names[norm.strip().lower()], epsilon=epsilon)  # type: ignore[arg-type]
+        return cls(norm=names[norm.strip().lower()], epsilon=epsilon)
 
     @property
     def radius(self) -> float:

@@ -1,8 +1,8 @@
 """Where things are: the model registries, the reports, the data root. Nothing is created by asking.
 
 A workspace is a folder with `model_zoo/` and `reports/` in it: by default the current folder, else `--workspace` or
-`ROBENCH_WORKSPACE`. Models are looked up in three registries, in this order: the workspace's, the user's own, and the one
-that is shipped with the package.
+`ROBENCH_WORKSPACE`. Models are looked up in three registries, in this order: the workspace's, the user's own, and the
+one that is shipped with the package.
 """
 
 from __future__ import annotations

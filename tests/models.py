@@ -32,7 +32,7 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.to(images.dtype).T + self.bias.to(images.dtype)
 
     def margins(self, images: Tensor, labels: Tensor, norm: str) -> Tensor:
-        """Return the distance to the nearest boundary of the label's class: gap over the dual norm of the difference."""
+        """Return the distance to the label's nearest boundary: gap over the dual norm of the difference."""
         logits = self(images).detach()
         gaps = logits.gather(1, labels[:, None]) - logits
         difference = self.weight.detach()[labels][:, None] - self.weight.detach()[None]

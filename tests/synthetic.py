@@ -23,8 +23,8 @@ from robench.records import (
     ShardError,
     WeightsFile,
 )
+from robench.statistics import wilson
 from robench.store import Store, StoredCard, outcome_sha256
-from robench.tables import wilson_interval
 from robench.threat_model import ThreatModel
 
 PROVENANCE = Provenance(
@@ -41,9 +41,8 @@ PGD = {"steps": 20, "step_size": 0.01, "restarts": 1, "random_start": True, "los
 
 
 def proportion(successes: int, n: int) -> Proportion:
-    interval = wilson_interval(successes, n)
-    value = successes / n if n else 0.0
-    return Proportion(successes=successes, n=n, value=value, clopper_pearson=interval, wilson=interval)
+    interval = wilson(successes, n)
+    return Proportion(successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval)
 
 
 def sha(text: str) -> str:

@@ -14,9 +14,7 @@ def build(*, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     Raises UserError for images that have not 3 channels; their size is free.
     """
     if input_shape[0] != 3:
-        raise UserError(
-            f"resnet50 needs images of 3 channels, these have {input_shape[0]}; use resnet18 or resnet34"
-        )
+        raise UserError(f"resnet50 needs images of 3 channels, these have {input_shape[0]}; use resnet18 or resnet34")
     # Importing torchvision takes seconds; nothing else here needs it.
     from torchvision.models import resnet50
 

@@ -25,7 +25,7 @@ def fgsm(
 ) -> Tensor:
     """Take one step of length epsilon along the steepest ascent of the loss, from the image itself.
 
-    Linf: ``x + epsilon sign(grad)``; L2: ``x + epsilon grad / |grad|``; then clamped to [0, 1] (section 4 of the paper).
+    Linf: ``x + epsilon sign(grad)``; L2: ``x + epsilon grad / |grad|``; then clamped to [0, 1] (section 4).
 
     Args:
         model: images `(N, C, H, W)` in [0, 1] -> logits `(N, K)`.

@@ -84,9 +84,7 @@ def pgd(
     return best
 
 
-def _gradient_step(
-    current: Tensor, images: Tensor, gradient: Tensor, threat: ThreatModel, length: float
-) -> Tensor:
+def _gradient_step(current: Tensor, images: Tensor, gradient: Tensor, threat: ThreatModel, length: float) -> Tensor:
     return project(current + length * steepest(gradient, threat.norm), images, threat)
 
 

@@ -1,7 +1,7 @@
 """The command line: `robench COMMAND`. Thin: each command reads its options, calls the library and prints.
 
-Every error that robench raises on purpose is one line on standard error and an exit status (2: what was asked for is wrong;
-3: an evaluation failed); Ctrl-C is 130. Nothing here imports torch before a command needs it.
+Every error that robench raises on purpose is one line on standard error and an exit status (2: what was asked for is
+wrong; 3: an evaluation failed); Ctrl-C is 130. Nothing here imports torch before a command needs it.
 """
 
 from __future__ import annotations

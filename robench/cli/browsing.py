@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -73,7 +73,10 @@ def _summary(plugin: catalog.Plugin) -> str:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A model, recipe, data set, architecture, attack, defense, suite or leaderboard.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A model, recipe, data set, architecture, attack, defense, suite or leaderboard."),
+    ],
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -112,8 +115,8 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
     facts = {k: v for k, v in plugin.facts.items() if k not in {"name", "presets"}}
     found = {"kind": kind.singular, "file": f"robench/{kind.folder}/{plugin.path.name}", **facts}
     if plugin.kind == "architectures":
-        count = plugin.facts["parameter_counts"].get(plugin.name)
-        found.pop("parameter_counts")
+        count = found.pop("parameter_counts").get(plugin.name)
+        found["input_shape"] = found.pop("preset_shapes", {}).get(plugin.name, plugin.facts["input_shape"])
         found |= {"parameter count": count if count is not None else "not published"}
     if plugin.kind == "datasets":
         found["classes"] = len(plugin.facts["classes"]) or "by the folder"
@@ -146,10 +149,10 @@ def data(
 
     Example: robench data mnist
     """
-    from robench.datasets import download, open_split
+    from robench.datasets import Split, download, open_split
 
     catalog.find("datasets", name)
     workspace = Workspace.locate(None, data_root)
     download(name, workspace.data_root)
-    sizes = {split: len(open_split(name, split, workspace)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    sizes = {split: len(open_split(name, split, workspace)) for split in get_args(Split)}
     print(f"{name}: {', '.join(f'{n:,} {s}' for s, n in sizes.items())} images in {Path(workspace.data_root)}")

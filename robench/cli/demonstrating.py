@@ -12,7 +12,6 @@ from robench.cli.options import percent, print_table
 from robench.planning import load_suite
 from robench.recipe import load_recipe
 from robench.registry import cards
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
@@ -28,28 +27,23 @@ def demo(
     """
     place = Workspace.locate(folder)
     (folder / "model_zoo").mkdir(parents=True, exist_ok=True)
-    known = {name for name, (where, _) in cards(place).items() if where.is_relative_to((folder / "model_zoo").absolute())}
+    known = {
+        name for name, (where, _) in cards(place).items() if where.is_relative_to((folder / "model_zoo").absolute())
+    }
 
     import torch
 
     from robench.cli.progress import Bars, TrainingBar
-    from robench.training import train
+    from robench.store import Store
+    from robench.training import Run, train
 
     for name in _RECIPES:
         if name in known:
             print(f"{name}: trained before, kept")
             continue
+        run = Run(name=name, device=torch.device("cpu"), resume=True, command=f"robench train {name}")
         with Bars() as bars:
-            train(
-                load_recipe(name),
-                name=name,
-                workspace=place,
-                device=torch.device("cpu"),
-                precision="fp32",
-                resume=(folder / "model_zoo" / ".training" / name).exists(),
-                progress=TrainingBar(bars),
-                command=f"robench train {name}",
-            )
+            train(load_recipe(name), run, workspace=place, progress=TrainingBar(bars))
     threat = load_recipe(_RECIPES[-1]).threat
     options = evaluating.Options(
         workspace=place,
@@ -65,6 +59,10 @@ def demo(
     store = Store(place.reports)
     records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
     rows = [[r.spec.model.id, r.spec.attack.name, percent(r.clean), percent(r.robust)] for r in records]
-    print_table(["model", "attack", "clean", "robust"], rows, title=f"359 test digits, {records[0].spec.threat}")
+    print_table(
+        ["model", "attack", "clean", "robust"],
+        rows,
+        title=f"{records[0].robust.n} test digits, {records[0].spec.threat}",
+    )
     ranking.leaderboard(None, workspace=folder)
     print(f"models: {folder / 'model_zoo'}\nrecords: {folder / 'reports' / 'records'}")

@@ -20,16 +20,16 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.datasets import ImageSet, dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
-from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
+    from robench.datasets import ImageSet
+    from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
 _DEFAULT_EXAMPLES = 1000
@@ -41,20 +41,29 @@ _EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
 def evaluate(
     model: Annotated[
         list[str],
-        typer.Option("--model", help="A registered name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY. Repeatable."),
+        typer.Option(
+            "--model",
+            help="A registered name, torchvision:NAME, timm:NAME, FILE.py:FACTORY or MODULE:FACTORY. Repeatable.",
+        ),
     ],
     suite: Annotated[str | None, typer.Option(help="A named list of attacks.")] = None,
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
     threat: Annotated[
-        list[str] | None, typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's.")
+        list[str] | None,
+        typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on.")
+        str | None,
+        typer.Option(help="A data set's name, folder:PATH or npz:PATH. Default: the one the model was trained on."),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option("--examples", help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.")
+        int | None,
+        typer.Option(
+            "--examples",
+            help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
+        ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
@@ -63,7 +72,9 @@ def evaluate(
         bool, typer.Option("--save-adversarials", help="Keep the adversarial images (reports/adversarials/).")
     ] = False,
     device: DeviceOption = "auto",
-    precision: Annotated[str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64. Success is judged in fp32 or fp64.")
+    ] = "fp32",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")] = None,
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="Examples between two savings of progress. Changes no answer.")
@@ -76,6 +87,8 @@ def evaluate(
 
     Example: robench eval --model mnist-pgd --suite baseline --all
     """
+    from robench.store import Store
+
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
@@ -88,16 +101,34 @@ def evaluate(
     for text in attacks:
         planning.attack_settings(text)
     options = Options(
-        place, dataset, None if all_examples else examples or _DEFAULT_EXAMPLES, examples is None and not all_examples,
-        threats, attacks, seed, precision, device,  # type: ignore[arg-type]
+        place,
+        dataset,
+        None if all_examples else examples or _DEFAULT_EXAMPLES,
+        examples is None and not all_examples,
+        threats,
+        attacks,
+        seed,
+        precision,
+        device,  # type: ignore[arg-type]
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
     if dry_run:
         _print_plan(jobs, store, device, json_output=json_output)
         return
-    records = [r for job in jobs for r in run(job, options, store, batch_size=batch_size, shard_size=shard_size,
-                                               save_adversarials=save_adversarials, quiet=json_output)]
+    records = [
+        r
+        for job in jobs
+        for r in run(
+            job,
+            options,
+            store,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            save_adversarials=save_adversarials,
+            quiet=json_output,
+        )
+    ]
     _print_records(records, json_output=json_output)
 
 
@@ -131,6 +162,8 @@ class Job:
 
 def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
+    from robench.datasets import dataset_facts, open_split, select_examples
+
     card = None if is_reference(name) else find_card(name, options.workspace)[1]
     dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
     if dataset is None:
@@ -204,10 +237,16 @@ def run(
 
 def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: bool) -> None:
     earlier = [stored.record for stored in store.records()]
-    devices = {record.provenance.device for record in earlier if ("cuda" in device) == ("cuda" in record.provenance.device.lower())}
+    devices = {
+        record.provenance.device
+        for record in earlier
+        if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
+    }
     rows = []
     for spec in (spec for job in jobs for spec in job.specs):
-        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [planning.estimate(spec, [], "")]
+        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [
+            planning.estimate(spec, [], "")
+        ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
         known, begun = store.find(spec) is not None, len(store.journal_read(spec.identity)["example_id"])
         rows.append(
@@ -229,7 +268,16 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
     if json_output:
         print_json(rows)
         return
-    shown = ["model", "dataset", "examples", "threat", "attack", "status", "gradient passes at most", "seconds at most"]
+    shown = [
+        "model",
+        "dataset",
+        "examples",
+        "threat",
+        "attack",
+        "status",
+        "gradient passes at most",
+        "seconds at most",
+    ]
     cells = [[_cell(row[c]) for c in shown] for row in rows]
     print_table(shown, cells, title="Plan (nothing was computed)")
 
@@ -244,13 +292,18 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
     if json_output:
         print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in records])
         return
+    columns = ["model", "threat", "attack", "test examples", "clean", "robust", "record"]
     rows = []
     for record in records:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
-        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, percent(record.clean), percent(record.robust), spec.identity])
-    print_table(["model", "threat", "attack", "test examples", "clean", "robust", "record"], rows)
+        shares = [percent(record.clean), percent(record.robust)]
+        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, *shares, spec.identity])
+    if any(record.clean_top5 for record in records):
+        columns.insert(5, "clean top-5")
+        for row, record in zip(rows, records, strict=True):
+            row.insert(5, percent(record.clean_top5) if record.clean_top5 else "-")
+    print_table(columns, rows)
     partial = [r for r in records if r.spec.examples.count < r.spec.examples.split_size]
     if partial:
         print("not the whole test split: add --all for the number to publish")
-

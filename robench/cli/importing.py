@@ -19,6 +19,7 @@ from robench.cli.options import (
     resolve_device,
 )
 from robench.errors import UserError
+from robench.records import Normalization
 from robench.workspace import Workspace
 
 
@@ -27,7 +28,9 @@ def import_model(
     architecture: Annotated[str, typer.Option(help="The architecture's name: robench list architectures.")],
     dataset: Annotated[str, typer.Option(help="What it classifies: a data set's name, folder:PATH or npz:PATH.")],
     name: Annotated[str, typer.Option(help="The model's name in the registry.")],
-    mean: Annotated[str | None, typer.Option(help="Per channel, on [0, 1], subtracted from images: 0.4914,0.4822,0.4465")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Per channel, on [0, 1], subtracted from images: 0.4914,0.4822,0.4465")
+    ] = None,
     std: Annotated[str | None, typer.Option(help="Per channel, on [0, 1], images are divided by it.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A parameter of the architecture: depth=28. Repeatable.")
@@ -40,10 +43,8 @@ def import_model(
 ) -> None:
     """Bring a checkpoint into the registry and show its clean accuracy.
 
-    Example: robench import theirs.pth --architecture resnet18 --dataset cifar10 --name theirs --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26
+    Example: robench import theirs.pth --architecture resnet18 --dataset cifar10 --name theirs
     """
-    if (mean is None) != (std is None):
-        raise UserError("--mean and --std come together; for a model that takes [0, 1] images give neither")
     parameters = {}
     for setting in settings or ():
         key, equals, value = setting.partition("=")
@@ -53,21 +54,18 @@ def import_model(
     place = Workspace.locate(workspace, data_root)
     target = resolve_device(device)
 
-    from robench.checkpoints import import_weights
+    from robench.importing import ImportRequest, import_weights
 
-    card = import_weights(
-        weights,
+    request = ImportRequest(
+        path=weights,
         architecture=architecture,
         parameters=parameters,
         dataset=dataset,
         name=name,
-        mean=_channels(mean, "--mean"),
-        std=_channels(std, "--std"),
-        workspace=place,
-        device=target,
+        normalization=_normalization(mean, std),
         replace=replace,
-        command=command_line(),
     )
+    card = import_weights(request, place, device=target, command=command_line())
     if json_output:
         print_json(card.model_dump(mode="json"))
         return
@@ -75,10 +73,18 @@ def import_model(
     print(f"next: robench eval --model {card.id}")
 
 
-def _channels(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
+def _normalization(mean: str | None, std: str | None) -> Normalization | None:
+    if mean is None and std is None:
         return None
+    if mean is None or std is None:
+        raise UserError("--mean and --std come together; for a model that takes [0, 1] images give neither")
+    return Normalization(mean=_channels(mean, "--mean"), std=_channels(std, "--std"))
+
+
+def _channels(text: str, option: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"{option} {text!r}: write numbers with commas, one per channel: 0.4914,0.4822,0.4465") from None
+        raise UserError(
+            f"{option} {text!r}: write numbers with commas, one per channel: 0.4914,0.4822,0.4465"
+        ) from None

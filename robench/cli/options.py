@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option(
-        "--workspace", help="Folder with model_zoo/ and reports/ (default: ROBENCH_WORKSPACE, else here)."
-    ),
+    typer.Option("--workspace", help="Folder with model_zoo/ and reports/ (default: ROBENCH_WORKSPACE, else here)."),
 ]
 DataRootOption = Annotated[
     Path | None,
@@ -45,7 +43,11 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"--device {name!r} is not supported; write auto, cpu or cuda:0")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        has = f"this machine has {count} CUDA device{'s' if count > 1 else ''}" if count else "this machine has no CUDA device"
+        has = (
+            f"this machine has {count} CUDA device{'s' if count > 1 else ''}"
+            if count
+            else "this machine has no CUDA device"
+        )
         raise UserError(f"--device {name!r}: {has}; use --device {'cuda:0' if count else 'cpu'}")
     return device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -57,11 +58,15 @@ class Bars:
         state = self._progress.tasks[self._progress.task_ids.index(task)]
         print(f"{state.description}: {completed:,.0f}/{state.total:,.0f} {note}", file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """Leave a line above the bars."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, markup=False)
+
     def finish(self, task: TaskID, line: str) -> None:
         """End a piece of work and leave a line that says what came out."""
         self._progress.remove_task(task)
-        if not self.quiet:
-            self.console.print(line, highlight=False, markup=False)
+        self.say(line)
 
 
 class EvaluationBar:
@@ -79,13 +84,13 @@ class EvaluationBar:
         self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
         self.bars.update(self.task, done)
 
-    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
+    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:  # noqa: ARG002  the protocol's
         """Move the bar; the note is the robust accuracy of what this run has answered so far."""
         self.done, self.fresh, self.robust = self.done + examples, self.fresh + examples, self.robust + robust
         assert self.task is not None
         self.bars.update(self.task, self.done, f"robust {100 * self.robust / self.fresh:.1f} %")
 
-    def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
+    def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
         """Leave a line with the result."""
         spec = record.spec
         line = (
@@ -97,3 +102,22 @@ class EvaluationBar:
         self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
         self.task = None
 
+
+class TrainingBar:
+    """Shows a training's steps and a line per epoch (:class:`robench.training.progress.TrainingProgress`)."""
+
+    def __init__(self, bars: Bars) -> None:
+        """Draw on `bars`."""
+        self.bars = bars
+        self.task: TaskID | None = None
+
+    def on_step(self, *, step: int, total_steps: int, epoch: int, epochs: int) -> None:
+        """Move the bar."""
+        if self.task is None:
+            self.task = self.bars.add("training", total_steps)
+        self.bars.update(self.task, step, f"epoch {epoch} of {epochs}")
+
+    def on_epoch(self, row: Mapping[str, float]) -> None:
+        """Leave a line with what the epoch gave."""
+        shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if name != "epoch"]
+        self.bars.say(f"epoch {row['epoch']:.0f}: {', '.join(shown)}")

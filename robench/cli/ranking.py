@@ -8,8 +8,6 @@ import typer
 
 from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
-from robench.reporting import write_leaderboards
-from robench.store import Store, read_cards
 from robench.workspace import Workspace
 
 
@@ -22,11 +20,15 @@ def leaderboard(
 
     Example: robench leaderboard robustness
     """
+    from robench.registry import cards
+    from robench.reporting import write_leaderboards
+    from robench.store import Store
+
     place = Workspace.locate(workspace)
     names = table or list(catalog.plugins("leaderboards"))
     for name in names:
         catalog.find("leaderboards", name)
-    written = write_leaderboards(names, Store(place.reports), read_cards(place.registries), place.reports / "leaderboards")
+    written = write_leaderboards(names, Store(place.reports), cards(place), place.reports / "leaderboards")
     if json_output:
         print_json([str(path) for path in written])
         return

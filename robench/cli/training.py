@@ -25,7 +25,8 @@ from robench.workspace import Workspace
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a .toml file.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one value: epochs=3, optimizer.lr=0.01, defense.steps=7. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Change one value: epochs=3, optimizer.lr=0.01, defense.steps=7. Repeatable."),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="The model's name (default: the recipe's).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -50,21 +51,20 @@ def train(
     target = resolve_device(device)
 
     from robench.cli.progress import Bars, TrainingBar
-    from robench.training import train as run
+    from robench.training import Run
+    from robench.training import train as carry_out
 
+    run = Run(
+        name=out or recipe.removesuffix(".toml").rpartition("/")[2],
+        device=target,
+        precision=precision,
+        resume=resume,
+        restart=restart,
+        replace=replace,
+        command=command_line(),
+    )
     with Bars(quiet=json_output) as bars:
-        card = run(
-            resolved,
-            name=out or recipe.removesuffix(".toml").rpartition("/")[2],
-            workspace=place,
-            device=target,
-            precision=precision,
-            resume=resume,
-            restart=restart,
-            replace=replace,
-            progress=TrainingBar(bars),
-            command=command_line(),
-        )
+        card = carry_out(resolved, run, workspace=place, progress=TrainingBar(bars))
     if json_output:
         print_json(card.model_dump(mode="json"))
         return

@@ -81,9 +81,7 @@ def open_split(dataset: str, split: Split, workspace: Workspace) -> ImageSet:
         return load("test")
     images = load("train")
     if len(images) < 2:
-        raise UserError(
-            f"{dataset} has {len(images)} training images; a train and a validation split need two"
-        )
+        raise UserError(f"{dataset} has {len(images)} training images; a train and a validation split need two")
     boundary = len(images) - max(1, min(held_out, len(images) // share))
     return images.part(0, boundary) if split == "train" else images.part(boundary, len(images))
 
@@ -129,9 +127,7 @@ def select_examples(
     """
     size = len(image_set)
     if count is not None and not 1 <= count <= size:
-        raise UserError(
-            f"{count} examples of {dataset} {split} cannot be chosen; it has {size}, ask for 1 to {size}"
-        )
+        raise UserError(f"{count} examples of {dataset} {split} cannot be chosen; it has {size}, ask for 1 to {size}")
     chosen = np.sort(fixed_shuffle(size)[:count])
     examples = Examples(
         dataset=recorded_name(dataset),
@@ -150,7 +146,5 @@ def _own(dataset: str) -> tuple[str, Path | None]:
     if not colon:
         return dataset, None
     if prefix not in READERS or not path:
-        raise UserError(
-            f"data set {dataset!r} is no catalog name; write folder:PATH or npz:PATH for your own data"
-        )
+        raise UserError(f"data set {dataset!r} is no catalog name; write folder:PATH or npz:PATH for your own data")
     return prefix, Path(path).expanduser()

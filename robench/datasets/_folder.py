@@ -75,9 +75,7 @@ class FileImages:
         if self.resized:
             image = central(image)
         elif [image.height, image.width] != size:
-            raise UnsafeFile(
-                f"{path} is {image.width} x {image.height} pixels now; its folder changed while in use"
-            )
+            raise UnsafeFile(f"{path} is {image.width} x {image.height} pixels now; its folder changed while in use")
         return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
@@ -118,9 +116,7 @@ def split_folders(path: Path) -> Mapping[str, Path]:
     return {split: folder for split, folder in found.items() if folder} or {"test": path}
 
 
-def listed(
-    folders: Mapping[str, Path], split: str, *, image_shape: tuple[int, int, int], resized: bool
-) -> FileImages:
+def listed(folders: Mapping[str, Path], split: str, *, image_shape: tuple[int, int, int], resized: bool) -> FileImages:
     """Return a split's files without opening them.
 
     The classes are the names of the training folders (of the test folders, where there is no training split),
@@ -131,9 +127,7 @@ def listed(
     classes = tuple(_class_folders(folders.get("train", folders[split])))
     unknown = sorted(names.keys() - set(classes))
     if unknown:
-        raise UserError(
-            f"{folders[split] / unknown[0]} is a class without training images in {folders['train']}"
-        )
+        raise UserError(f"{folders[split] / unknown[0]} is a class without training images in {folders['train']}")
     files = [f"{name}/{file}" for name in classes for file in names.get(name, ())]
     labels = np.array([k for k, name in enumerate(classes) for _ in names.get(name, ())], np.int64)
     if split == "train":

@@ -75,9 +75,7 @@ class ArrayImages:
         if wrong.any():
             first = int(wrong.argmax())
             highest = len(self.classes) - 1
-            raise UserError(
-                f"{self.origin}: label {self.labels[first]} of image {first} is not in 0..{highest}"
-            )
+            raise UserError(f"{self.origin}: label {self.labels[first]} of image {first} is not in 0..{highest}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -127,9 +127,7 @@ def _eight_bits(images: NDArray[Any], origin: str) -> Pixels:
         part = images[start : start + CHUNK]
         inside = (part >= 0) & (part <= 1)  # false for NaN as well
         if not inside.all():
-            raise UserError(
-                f"{origin} has the value {part[~inside][0]}; float images are in [0, 1], divide by 255"
-            )
+            raise UserError(f"{origin} has the value {part[~inside][0]}; float images are in [0, 1], divide by 255")
         rounded[start : start + CHUNK] = np.rint(part.astype(np.float64) * 255)
     return rounded
 

@@ -71,9 +71,7 @@ def read_batch(path: Path) -> tuple[Pixels, Positions]:
     except UnsafeFile as error:
         raise UnsafeFile(f"{path} {error}; delete it and fetch the data set again") from None
     except (*DAMAGE, OSError) as error:
-        raise UnsafeFile(
-            f"{path} is damaged or no CIFAR batch ({error!r}); fetch the data set again"
-        ) from None
+        raise UnsafeFile(f"{path} is damaged or no CIFAR batch ({error!r}); fetch the data set again") from None
     return images, labels
 
 

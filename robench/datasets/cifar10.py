@@ -27,9 +27,7 @@ def load(root: Path, split: str) -> ArrayImages:
     if archive.is_file():
         images, labels = read_split(archive, split)
         if images.shape[1:] != ENTRY.image_shape:
-            raise UserError(
-                f"{archive} has images of shape {images.shape[1:]}; CIFAR-10's are {ENTRY.image_shape}"
-            )
+            raise UserError(f"{archive} has images of shape {images.shape[1:]}; CIFAR-10's are {ENTRY.image_shape}")
     else:
         paths = [folder / name for name in BATCHES[split]]
         absent = [path for path in paths if not path.is_file()]
@@ -39,9 +37,7 @@ def load(root: Path, split: str) -> ArrayImages:
         images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     origin = str(archive if archive.is_file() else folder)
     if len(images) != len(labels):
-        raise UserError(
-            f"{origin} has {len(labels)} labels for {len(images)} images; fetch the data set again"
-        )
+        raise UserError(f"{origin} has {len(labels)} labels for {len(images)} images; fetch the data set again")
     order = canonical_order(images, labels)
     return ArrayImages(images=images[order], labels=labels[order], classes=ENTRY.classes, origin=origin)
 

@@ -26,7 +26,7 @@ def load(root: Path, split: str) -> FileImages:
 ENTRY = DatasetEntry(
     name="imagenet",
     load=load,
-    summary="ILSVRC 2012: 1.28 million photographs of 1,000 classes; its 50,000 validation images are the test split",
+    summary="ILSVRC 2012: 1.28 million photographs of 1,000 classes; the published validation split is test",
     source="Russakovsky et al.: ImageNet Large Scale Visual Recognition Challenge, 2015; image-net.org",
     licence="non-commercial research and education only (ImageNet's terms of access)",
     classes=(),  # the folders' names

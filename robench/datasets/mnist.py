@@ -48,9 +48,7 @@ def read_idx(root: Path, name: str, *, item_shape: tuple[int, ...]) -> Pixels:
     sizes = tuple(int.from_bytes(data[4 * i : 4 * i + 4], "big") for i in range(1, axes + 1))
     start = 4 * (axes + 1)
     if data[:4] != bytes([0, 0, 8, axes]) or sizes[1:] != item_shape or len(data) != start + math.prod(sizes):
-        raise UnsafeFile(
-            f"{path} is damaged or no idx file of {item_shape} items; delete it and fetch it again"
-        )
+        raise UnsafeFile(f"{path} is damaged or no idx file of {item_shape} items; delete it and fetch it again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
 
 

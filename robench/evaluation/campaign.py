@@ -134,8 +134,8 @@ class Campaign:
         if known is not None and record.outcomes_sha256 != known.outcomes_sha256:
             before, now = self.store.outcomes(known)["robust"], rows["robust"]
             raise EvaluationFailed(
-                f"record {spec.identity} was made with other outcomes than this machine gives "
-                f"({int((before != now).sum())} of {len(now)} examples differ), so no adversarial examples of it are saved"
+                f"record {spec.identity} has other outcomes than this machine gives "
+                f"({int((before != now).sum())} of {len(now)} examples differ), so its adversarials cannot be saved"
             )
         path = self.store.write(record, rows)
         if record.status == "complete":
@@ -150,10 +150,13 @@ class Campaign:
     def _kept_adversarials(self, spec: EvalSpec) -> dict[str, NDArray[Any]]:
         """Return the adversarial images of the finished shards of an unfinished evaluation."""
         parts: list[dict[str, NDArray[Any]]] = []
-        for path in sorted((self.store.root / ".work" / spec.identity).glob("*.safetensors")):
+        for path in self._unfinished_adversarials(spec):
             with suppress(SafetensorError):  # cut short by a full disk: computed again
                 parts.append(load_file(path))
-        empty = {"example_ids": np.empty(0, np.int64), "adversarial_images": np.empty(0, np.float32)}
+        empty: dict[str, NDArray[Any]] = {
+            "example_ids": np.empty(0, np.int64),
+            "adversarial_images": np.empty(0, np.float32),
+        }
         if not parts:
             return empty
         joined = {name: np.concatenate([part[name] for part in parts]) for name in empty}
@@ -161,12 +164,18 @@ class Campaign:
         return {name: values[first] for name, values in joined.items()}
 
     def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
-        path = self.store.root / ".work" / spec.identity / f"{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
         assert result.adversarial_images is not None
+        part = f"{spec.identity}-{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
+        path = self.store.root / ".work" / part
         _save(path, {"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images})
 
     def _publish_adversarials(self, spec: EvalSpec) -> None:
         _save(self._adversarials_path(spec), self._kept_adversarials(spec))
+        for path in self._unfinished_adversarials(spec):
+            path.unlink(missing_ok=True)
+
+    def _unfinished_adversarials(self, spec: EvalSpec) -> list[Path]:
+        return sorted((self.store.root / ".work").glob(f"{spec.identity}-*.safetensors"))
 
 
 def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -179,4 +188,3 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error}; free some space or choose another --workspace") from None
-

@@ -1,4 +1,4 @@
-"""From the rows of all shards to one record. Pure: the same rows give the same record whatever the order they came in."""
+"""From the rows of all shards to one record. Pure: the same rows give the same record in any order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MANY_CLASSES = 10
 
 
 def sort_rows(parts: Sequence[Rows]) -> dict[str, NDArray[Any]]:
-    """Return all rows in the order of their example ids, in the outcomes' types; raise ValueError for one that came twice."""
+    """Return all rows in the order of their example ids, typed; raise ValueError for one that came twice."""
     if not parts:
         return {name: np.empty(0, kind) for name, kind in OUTCOME_COLUMNS.items()}
     ids = np.concatenate([part["example_id"] for part in parts])

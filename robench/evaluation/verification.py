@@ -45,5 +45,7 @@ def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> 
     length = distance(adversarial.double() - images.double(), threat.norm)
     if bool((length > threat.radius + BALL_TOLERANCE * max(1.0, threat.radius)).any()):
         row = int(length.argmax())
-        return Violation("outside-ball", f"{threat.norm} distance {float(length[row]):.6g} exceeds {threat} (row {row})")
+        return Violation(
+            "outside-ball", f"{threat.norm} distance {float(length[row]):.6g} exceeds {threat} (row {row})"
+        )
     return None

@@ -37,7 +37,7 @@ _CPU_ACTIVATIONS = 2**29
 _NARROWEST_SHARE = 8
 
 
-class InvalidAnswer(Exception):  # noqa: N818 - it travels as a value, a ShardError
+class InvalidAnswer(Exception):
     """An attack that crashed or whose answer breaks the threat model."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -102,12 +102,12 @@ class Worker:
                     kept.append(adversarial.float().cpu().numpy())
         except InvalidAnswer as problem:
             error = ShardError(
-                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)  # type: ignore[arg-type]
+                first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
             return ShardResult(shard, {}, self._cost(before, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        images = np.concatenate(kept) if kept else None
-        return ShardResult(shard, rows, self._cost(before, started), None, images)
+        found = np.concatenate(kept) if kept else None
+        return ShardResult(shard, rows, self._cost(before, started), None, found)
 
     def _passes(self) -> tuple[int, int]:
         counters = self.search, self.second_search
@@ -195,7 +195,12 @@ class Worker:
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        model, clean, labels[some], threat=spec.threat, random=random[some], **spec.attack.parameters
+                        model,
+                        clean,
+                        labels[some],
+                        threat=spec.threat,
+                        random=random[some],
+                        **spec.attack.parameters,
                     )
             except RobenchError:
                 raise
@@ -240,8 +245,7 @@ class Worker:
     def _judged(self, images: Tensor) -> Tensor:
         """Return the plain model's logits, without TF32 whatever the process allows."""
         with tensor_float32(allowed=False):
-            logits: Tensor = self.judge(images)
-        return logits
+            return self.judge(images)  # type: ignore[no-any-return]
 
     def _clean_answers(
         self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
@@ -321,4 +325,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-

@@ -12,7 +12,8 @@ Result = TypeVar("Result")
 class Executor(Protocol):
     """Anything that runs a task on each of many items; results may come in any order."""
 
-    def __call__(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]: ...
+    def __call__(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield the result of each item."""
 
 
 def in_this_process(task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

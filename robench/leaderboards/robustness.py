@@ -11,7 +11,6 @@ listed.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 from robench.catalog import LeaderboardEntry
 from robench.errors import UnsafeFile
 from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Table, competition_ranks, proportion_cell, wilson_interval
+from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
 
 
@@ -44,7 +44,7 @@ class Contestant:
     @property
     def worst_case(self) -> float:
         """Return the share of examples that stand all attacks this model has been through."""
-        return float(self.robust.mean()) if len(self.robust) else 0.0
+        return float(self.robust.mean())
 
 
 def robustness(results: Results) -> list[Table]:
@@ -160,17 +160,10 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts pgd-20 before pgd-100."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
     """Return the columns for these attacks."""
     return (
-        Column(
-            key="rank", title="#", role="rank", description="By worst case; equals share the better rank."
-        ),
+        Column(key="rank", title="#", role="rank", description="By worst case; equals share the better rank."),
         Column(
             key="model",
             title="Model",
@@ -178,9 +171,7 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
             description="How it was made, how to use it.",
         ),
         Column(key="architecture", title="Architecture", role="label", description="The network."),
-        Column(
-            key="trained_against", title="Trained against", role="label", description="The adversary it saw."
-        ),
+        Column(key="trained_against", title="Trained against", role="label", description="The adversary it saw."),
         Column(
             key="worst_case",
             title="Worst case",
@@ -189,14 +180,10 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
         ),
         Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
         *(
-            Column(
-                key=title, title=title, role="accuracy", description=f"Images still correct after {title}."
-            )
+            Column(key=title, title=title, role="accuracy", description=f"Images still correct after {title}.")
             for title in attacks.values()
         ),
-        Column(
-            key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack."
-        ),
+        Column(key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack."),
         Column(key="parameters", title="Parameters", role="amount", description="Numbers in the network."),
         Column(key="training_seconds", title="Training", role="amount", unit="s", description="Wall time."),
         Column(
@@ -222,7 +209,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
     first = next(iter(own.values()))
     strongest = min(own, key=lambda key: own[key].record.robust.successes)
     n, card = len(contestant.robust), contestant.card.card if contestant.card else None
-    low, high = wilson_interval(int(contestant.robust.sum()), n)
+    low, high = wilson(int(contestant.robust.sum()), n)
     costs = [stored.record.cost for stored in own.values()]
     top5 = first.record.clean_top5
     return (
@@ -246,7 +233,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=attacks[strongest]),
         Cell(value=card.parameter_count if card else None),
         Cell(value=card.training_seconds if card else None),
-        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / max(n, 1)),
+        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / n),
         Cell(value=sum(cost.seconds for cost in costs)),
     )
 

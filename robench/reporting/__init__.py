@@ -1,1 +1,5 @@
-"""placeholder"""
+"""Reports: tables and model cards as static HTML pages and CSV files."""
+
+from robench.reporting.site import write_leaderboards
+
+__all__ = ["write_leaderboards"]

@@ -1,1 +1,180 @@
-"""placeholder"""
+"""Training: a recipe becomes a registered model. One loop serves every defense.
+
+A run can be killed at any moment: it goes on from its last snapshot (`<registry>/.training/<name>/`), and on a CPU ends with
+the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by (seed, epoch, step,
+example), not by a generator's history.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robench.checkpoints import Weights, build_classifier, require_free, save_checkpoint
+from robench.classifier import Classifier, keep_large_buffers
+from robench.datasets import dataset_facts, open_split, select_examples
+from robench.errors import UserError
+from robench.provenance import provenance
+from robench.recipe import Recipe
+from robench.records import ModelCard
+from robench.registry import checked_id
+from robench.statistics import proportion
+from robench.training.data import Pixels
+from robench.training.loop import Training
+from robench.training.objective import build_objective
+from robench.training.optimization import averaged_copy, build_optimizer
+from robench.training.progress import TrainingProgress
+from robench.training.seeding import seeded
+from robench.training.snapshot import Tensors, read_snapshot
+from robench.training.state import TrainingState, weights_of
+from robench.training.validation import Examiner
+from robench.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a recipe is carried out; with the recipe, what the card records."""
+
+    name: str
+    """The model's id."""
+    device: torch.device
+    precision: str = "fp32"
+    """`fp32`, `tf32` or `bf16` (autocast)."""
+    resume: bool = False
+    """Go on with an interrupted run; begin if it left nothing."""
+    restart: bool = False
+    """Throw an interrupted run away."""
+    replace: bool = False
+    """Replace a registered model of that name."""
+    command: str
+
+
+def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingProgress) -> ModelCard:
+    """Train, register and return the card; the test split is never opened.
+
+    Raises UserError for a name that is taken, an interrupted run that is neither to be resumed nor thrown away, one that
+    had another recipe, or a loss that is no longer finite; MissingData; StorageError.
+    """
+    registry = workspace.model_zoo
+    require_free(registry / checked_id(run.name), replace=run.replace)
+    folder = registry / ".training" / run.name
+    earlier = _interrupted_run(folder, recipe, run)
+    keep_large_buffers()
+    state = _initial_state(recipe, run, workspace)
+    if earlier is not None:
+        state.restore(*earlier)
+    training = Training(
+        recipe=recipe,
+        precision=run.precision,
+        pixels=Pixels(open_split(recipe.dataset, "train", workspace), run.device),
+        examiner=_examiner(recipe, run, workspace),
+        folder=folder,
+        progress=progress,
+    )
+    training.run(state)
+    card = _register(recipe, run, state, workspace=workspace, folder=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return card
+
+
+def _interrupted_run(folder: Path, recipe: Recipe, run: Run) -> tuple[Tensors, Mapping[str, Any]] | None:
+    """Return the snapshot to go on from, if there is one and it was asked for."""
+    snapshot = folder / "snapshot.safetensors"
+    if run.restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not snapshot.exists():
+        return None
+    if not run.resume:
+        raise UserError(
+            f"an interrupted training of {run.name!r} is in {folder}; add --resume to go on with it, "
+            "or --restart to throw it away"
+        )
+    tensors, facts = read_snapshot(snapshot)
+    now = {"precision": run.precision, **_flat(recipe.model_dump(mode="json"))}
+    then = {"precision": facts["precision"], **_flat(facts["recipe"])}
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            raise UserError(
+                f"the interrupted training of {run.name!r} had {key} = {then.get(key)}, not {now.get(key)}; "
+                "resume it with the same recipe, or add --restart"
+            )
+    return tensors, facts
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingState:
+    facts = dataset_facts(recipe.dataset, workspace)
+    with seeded(torch.device("cpu"), recipe.seed, "initial weights"):
+        model = build_classifier(
+            recipe.architecture,
+            num_classes=len(facts.classes),
+            input_shape=facts.image_shape,
+            normalization=recipe.normalization,
+        )
+    model.to(device=run.device, memory_format=torch.channels_last)
+    return TrainingState(
+        model=model,
+        average=averaged_copy(model) if recipe.averaging is not None else None,
+        optimizer=build_optimizer(recipe.optimizer, model),
+        objective=build_objective(recipe),
+    )
+
+
+def _examiner(recipe: Recipe, run: Run, workspace: Workspace) -> Examiner:
+    validation = open_split(recipe.dataset, "validation", workspace)
+    selection = recipe.selection
+    _, ids = select_examples(validation, dataset=recipe.dataset, split="validation", count=selection.examples)
+    return Examiner(
+        pixels=Pixels(validation, run.device),
+        ids=torch.from_numpy(ids),
+        attack=selection.attack,
+        threat=selection.threat or recipe.threat,
+        seed=recipe.seed,
+    )
+
+
+def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Workspace, folder: Path) -> ModelCard:
+    facts = dataset_facts(recipe.dataset, workspace)
+    best, last = state.best, _network(weights_of(state.result))
+    assert best is not None, "the last epoch is always measured"
+    final = {k.removeprefix("validation_"): v for k, v in state.rows[-1].items() if k.startswith("validation_")}
+    model = state.result if isinstance(state.result, Classifier) else state.model
+    return save_checkpoint(
+        model,
+        workspace.model_zoo,
+        facts={
+            "id": run.name,
+            "summary": recipe.summary,
+            "architecture": recipe.architecture,
+            "dataset": facts.name,
+            "data_licence": facts.licence,
+            "threat": recipe.threat,
+            "recipe": recipe.model_dump(mode="json"),
+            "scale": recipe.scale,
+            "clean_accuracy": proportion(best.counts["clean"], best.counts["examples"]),
+            "clean_accuracy_split": "validation",
+            "clean_accuracy_data": open_split(recipe.dataset, "validation", workspace).sha256,
+            "training_seconds": round(state.seconds, 1),
+            "provenance": provenance(run.device, run.command),
+        },
+        selected=Weights(state=_network(best.weights), epoch=best.epoch, validation=best.validation),
+        last=None if best.epoch == state.epoch else Weights(state=last, epoch=state.epoch, validation=final),
+        extra_files={name: (folder / name).read_bytes() for name in ("training.csv", "scalars.jsonl")},
+        replace=run.replace,
+    )
+
+
+def _network(weights: Tensors) -> Tensors:
+    """Return a classifier's weights by the names that its network alone has."""
+    return {name.removeprefix("network."): value for name, value in weights.items()}

@@ -32,6 +32,12 @@ class Measurement:
         shares = {"clean_accuracy": self.clean / self.examples}
         return shares if self.robust is None else {**shares, "robust_accuracy": self.robust / self.examples}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the counts that there are, by name."""
+        counts = {"examples": self.examples, "clean": self.clean}
+        return counts if self.robust is None else {**counts, "robust": self.robust}
+
 
 @dataclass(frozen=True)
 class Examiner:

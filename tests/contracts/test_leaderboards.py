@@ -20,7 +20,7 @@ def entry(request: pytest.FixtureRequest) -> LeaderboardEntry:
 
 
 def results(folder: Path, *, backwards: bool = False) -> Results:
-    """Three models under two attacks: one complete, one that lacks an attack, one of which one attack failed."""
+    """Three models under two attacks: one complete, one lacks an attack, of one an attack failed."""
     store = Store(folder / "reports")
     for model, robust in {"a": 30, "b": 20, "c": 40}.items():
         put(store, spec(model, "fgsm"), first_of(50, robust + 5))
@@ -35,9 +35,7 @@ def test_nothing_makes_no_table(entry: LeaderboardEntry, tmp_path: Path) -> None
     assert entry.build(Store(tmp_path).results({})) == []
 
 
-def test_tables_have_names_of_their_own_that_are_safe_as_files(
-    entry: LeaderboardEntry, tmp_path: Path
-) -> None:
+def test_tables_have_names_of_their_own_that_are_safe_as_files(entry: LeaderboardEntry, tmp_path: Path) -> None:
     tables: list[Table] = entry.build(results(tmp_path))
     assert tables
     names = [table.name for table in tables]
@@ -47,8 +45,6 @@ def test_tables_have_names_of_their_own_that_are_safe_as_files(
 
 
 def test_every_number_says_what_it_is_of(entry: LeaderboardEntry, tmp_path: Path) -> None:
-    known = {stored.path for stored in results(tmp_path / "1").records}
-    assert known
     found = results(tmp_path)
     files = {stored.path for stored in found.records}
     for table in entry.build(found):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic import card, first_of, put, record, rows, spec
+from synthetic import first_of, put, record, rows, spec
 
 from robench.errors import StorageError, UnsafeFile, UserError
 from robench.records import OUTCOME_COLUMNS, Cost, Proportion
-from robench.store import Store, file_name, outcome_bytes, outcome_sha256, read_cards
+from robench.store import Store, file_name, outcome_bytes, outcome_sha256
 
 COST = Cost(forward_passes=3, backward_passes=2, seconds=0.5)
 
@@ -108,16 +108,17 @@ def test_processes_that_write_the_same_records_at_once(store: Store) -> None:
     assert len(files(store)) == 40
 
 
-def test_the_later_of_two_writers_withdraws(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other record lands between this one's look and its link."""
-    link = os.link
+@pytest.mark.parametrize("step", ["replace", "link"])
+def test_the_later_of_two_writers_withdraws(store: Store, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The other record lands after this one's look: before its rows are there, or before its link."""
+    original = getattr(os, step)
 
     def overtaken(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(os, step, original)
         put(store, spec(), first_of(50, 10))
-        link(source, target)
+        original(source, target)
 
-    monkeypatch.setattr(os, "link", overtaken)
+    monkeypatch.setattr(os, step, overtaken)
     put(store, spec(), first_of(50, 20))
     (stored,) = store.records()
     assert stored.record.robust.successes == store.outcomes(stored.record)["robust"].sum() == 10
@@ -259,14 +260,3 @@ def test_file_names_are_safe_and_distinct(name: str, tmp_path: Path) -> None:
     assert len(safe) < 100
     assert safe != file_name(name + ":")
     assert file_name("small_cnn-1.0") == "small_cnn-1.0"
-
-
-def test_read_cards_takes_the_first_registry_that_has_an_id(tmp_path: Path) -> None:
-    mine = card(tmp_path / "mine" / "b", "b")
-    card(tmp_path / "shipped" / "b", "b", summary="another")
-    shipped = card(tmp_path / "shipped" / "a", "a")
-    found = read_cards([tmp_path / "mine", tmp_path / "shipped", tmp_path / "none"])
-    assert found == {"a": shipped, "b": mine}
-    (tmp_path / "mine" / "b" / "card.json").write_text("{}")
-    with pytest.raises(UserError, match=r"mine/b/card\.json is no valid ModelCard"):
-        read_cards([tmp_path / "mine"])

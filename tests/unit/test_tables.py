@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from robench.tables import Cell, Column, Table, competition_ranks, wilson_interval
+from robench.tables import Cell, Column, Table, competition_ranks, natural
 
 COLUMNS = (
     Column(key="rank", title="#", role="rank", description="Place."),
@@ -64,14 +64,6 @@ def test_competition_ranks() -> None:
     assert competition_ranks([0.9, 0.5, 0.5, 0.1]) == [1, 2, 2, 4]
 
 
-def test_wilson_interval_known_values() -> None:
-    """Newcombe, Stat. Med. 17 (1998), table I, method 3."""
-    for successes, n, low, high in [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ]:
-        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-    assert wilson_interval(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
+def test_natural_order() -> None:
+    ordered = ["9", "10", "fgsm", "pgd", "pgd-20", "pgd-20 (seed=1)", "pgd-100"]
+    assert sorted(set(ordered), key=natural) == ordered

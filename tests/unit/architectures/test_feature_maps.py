@@ -70,10 +70,7 @@ def test_resnet20_has_three_stages_of_three_blocks() -> None:
 
 def test_resnet34_555_widens_before_it_pools() -> None:
     sizes = maps("resnet34_555", (3, 32, 32), nn.Conv2d, nn.AvgPool2d)
-    assert (
-        sizes
-        == [(16, 32)] * 11 + [(32, 32), (32, 16)] + [(32, 16)] * 10 + [(64, 16), (64, 8)] + [(64, 8)] * 10
-    )
+    assert sizes == [(16, 32)] * 11 + [(32, 32), (32, 16)] + [(32, 16)] * 10 + [(64, 16), (64, 8)] + [(64, 8)] * 10
 
 
 @pytest.mark.parametrize("name", ["wrn_28_4", "wrn_34_10", "wrn_34_10_madry"])

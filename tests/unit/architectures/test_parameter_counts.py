@@ -26,9 +26,7 @@ def batch_norm(channels: int) -> int:
 
 def basic_stage(blocks: int, inputs: int, outputs: int) -> int:
     """Blocks of two 3x3 convolutions; a 1x1 convolution with batch norm where the width changes."""
-    first = (
-        conv(3, inputs, outputs, bias=False) + conv(3, outputs, outputs, bias=False) + 2 * batch_norm(outputs)
-    )
+    first = conv(3, inputs, outputs, bias=False) + conv(3, outputs, outputs, bias=False) + 2 * batch_norm(outputs)
     other = 2 * conv(3, outputs, outputs, bias=False) + 2 * batch_norm(outputs)
     shortcut = conv(1, inputs, outputs, bias=False) + batch_norm(outputs) if inputs != outputs else 0
     return first + shortcut + (blocks - 1) * other

@@ -83,9 +83,7 @@ def test_resnet34_555_standardises_its_logits_in_training_up_to_the_bias() -> No
     model = resnet_555.build(num_classes=10, input_shape=(3, 8, 8)).double()
     logits = model(images_of(64, 3, 8, 8)) - model.fc.bias
     torch.testing.assert_close(logits.mean(dim=0), torch.zeros(10, dtype=torch.float64), atol=1e-9, rtol=0)
-    torch.testing.assert_close(
-        logits.var(dim=0, correction=0), torch.ones(10, dtype=torch.float64), rtol=0.05, atol=0
-    )
+    torch.testing.assert_close(logits.var(dim=0, correction=0), torch.ones(10, dtype=torch.float64), rtol=0.05, atol=0)
 
 
 def test_resnet34_555_starts_weights_and_biases_in_the_same_interval() -> None:

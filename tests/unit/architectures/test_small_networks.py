@@ -23,21 +23,15 @@ def test_standardization_known_answer() -> None:
 
 def test_standardization_cancels_brightness_and_contrast_of_each_image() -> None:
     images = some_images(3, 3, 5, 4)
-    changed = images * torch.tensor([1.0, 0.5, 2.0]).view(3, 1, 1, 1) + torch.tensor([0.0, 0.3, -1.0]).view(
-        3, 1, 1, 1
-    )
+    changed = images * torch.tensor([1.0, 0.5, 2.0]).view(3, 1, 1, 1) + torch.tensor([0.0, 0.3, -1.0]).view(3, 1, 1, 1)
     standard = PerImageStandardization()(images)
     torch.testing.assert_close(PerImageStandardization()(changed), standard)
-    torch.testing.assert_close(
-        standard.flatten(1).var(dim=1, correction=0), torch.ones(3, dtype=torch.float64)
-    )
+    torch.testing.assert_close(standard.flatten(1).var(dim=1, correction=0), torch.ones(3, dtype=torch.float64))
 
 
 def test_standardization_of_faint_images_divides_by_no_less_than_the_bound() -> None:
     # The deviation 0.001 is below 1 / sqrt(4); a constant image has none, and still a finite gradient.
-    faint = torch.tensor(
-        [[[[0.499, 0.501], [0.501, 0.499]]], [[[0.5, 0.5], [0.5, 0.5]]]], dtype=torch.float64
-    )
+    faint = torch.tensor([[[[0.499, 0.501], [0.501, 0.499]]], [[[0.5, 0.5], [0.5, 0.5]]]], dtype=torch.float64)
     faint.requires_grad_()
     standard = PerImageStandardization()(faint)
     torch.testing.assert_close(standard, (faint - 0.5) * 2)
@@ -95,9 +89,7 @@ def test_weights_have_the_names_of_the_releases() -> None:
     parts = [*convolutions, *(f"classifier.fc{i}" for i in (1, 2, 3))]
     assert set(names) == {f"{p}.{kind}" for p in parts for kind in ("weight", "bias")}
     names = lenet5.build(num_classes=10, input_shape=(1, 28, 28)).state_dict().keys()
-    assert set(names) == {
-        f"{p}.{k}" for p in ("conv1", "conv2", "linear1", "linear2") for k in ("weight", "bias")
-    }
+    assert set(names) == {f"{p}.{k}" for p in ("conv1", "conv2", "linear1", "linear2") for k in ("weight", "bias")}
 
 
 def test_lenet5_written_out() -> None:

@@ -18,9 +18,7 @@ def stirred(block: WideBlock) -> WideBlock:
 
 
 def images_of(channels: int) -> torch.Tensor:
-    return torch.empty(2, channels, 4, 4, dtype=torch.float64).normal_(
-        generator=torch.Generator().manual_seed(1)
-    )
+    return torch.empty(2, channels, 4, 4, dtype=torch.float64).normal_(generator=torch.Generator().manual_seed(1))
 
 
 def normalised(x: torch.Tensor, bn: nn.BatchNorm2d) -> torch.Tensor:
@@ -38,9 +36,7 @@ def test_a_block_is_batch_norm_activation_convolution_twice(
     images = images_of(inputs)
     with torch.no_grad():
         active = F.leaky_relu(normalised(images, block.bn1), slope)
-        inner = F.leaky_relu(
-            normalised(F.conv2d(active, block.conv1.weight, None, stride, 1), block.bn2), slope
-        )
+        inner = F.leaky_relu(normalised(F.conv2d(active, block.conv1.weight, None, stride, 1), block.bn2), slope)
         change = F.conv2d(inner, block.conv2.weight, None, 1, 1)
         if inputs == outputs:
             shortcut = images

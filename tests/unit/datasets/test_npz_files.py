@@ -44,7 +44,7 @@ def test_layouts_come_to_the_same(tmp_path: Path) -> None:
     np.savez_compressed(compressed, **nhwc)
     names = [written(tmp_path / f"{i}.npz", a) for i, a in enumerate((nhwc, nchw, floats))] + [f"npz:{compressed}"]
     for split in ("train", "validation", "test"):
-        assert len({open_split(name, split, WORKSPACE).sha256 for name in names}) == 1  # type: ignore[arg-type]
+        assert len({open_split(name, split, WORKSPACE).sha256 for name in names}) == 1
     for name in names:
         np.testing.assert_array_equal(everything(name, "test"), nchw["x_test"])
 
@@ -55,10 +55,17 @@ def test_grey_images_without_a_channel_axis(tmp_path: Path) -> None:
     np.testing.assert_array_equal(everything(name, "test"), content["x_test"][:, None])
 
 
+def test_floats_are_rounded_to_the_nearest_byte(tmp_path: Path) -> None:
+    content = arrays(test=1, shape=(2, 3))
+    values = np.array([[[0.0, 0.0019, 0.002], [0.499, 0.999, 1.0]]])
+    name = written(tmp_path / "floats.npz", content | {"x_test": values})
+    assert everything(name, "test").tolist() == [[[[0, 0, 1], [127, 255, 255]]]]
+
+
 def test_splits_of_sorted_training_images(tmp_path: Path) -> None:
     content = arrays(train=300)
     name = written(tmp_path / "sorted.npz", content)
-    train, validation = (open_split(name, split, WORKSPACE) for split in ("train", "validation"))  # type: ignore[arg-type]
+    train, validation = (open_split(name, split, WORKSPACE) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (270, 30)
     assert set(validation.labels.tolist()) == {0, 1, 2}
     pairs = {(image.tobytes(), int(label)) for image, label in zip(content["x_train"], content["y_train"], strict=True)}
@@ -82,7 +89,10 @@ def test_facts(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"y_test": None}, "has no array y_test; it needs x_train, y_train, x_test, y_test"),
-        ({"x_test": np.zeros((12, 6, 4, 3), np.uint8)}, r"training images are \(5, 4, 3\), test images \(6, 4, 3\)"),
+        (
+            {"x_test": np.zeros((12, 6, 4, 3), np.uint8)},
+            r"training images are \(5, 4, 3\), test images \(6, 4, 3\)",
+        ),
         ({"x_train": np.zeros((60, 5, 4, 3), np.int64)}, "x_train is int64; images are uint8, or float"),
         ({"x_train": np.zeros((60, 60), np.uint8)}, r"x_train has shape \(60, 60\)"),
         ({"x_train": np.zeros((60, 5, 4, 2), np.uint8)}, "1 or 3 channels"),
@@ -136,7 +146,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UnsafeFile, match=r"whole\.npz is damaged or no \.npz file"):
             open_split(f"npz:{path}", "test", WORKSPACE)
-    with pytest.raises(MissingData, match="nowhere.npz does not exist"):
+    with pytest.raises(MissingData, match=r"nowhere\.npz does not exist"):
         open_split(f"npz:{tmp_path / 'nowhere.npz'}", "test", WORKSPACE)
 
 

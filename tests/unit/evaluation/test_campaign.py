@@ -40,7 +40,9 @@ class Watcher:
 def campaign(model, images, tmp_path):
     def make(watcher=None, folder="reports", **options):
         execution = Execution(
-            device=torch.device("cpu"), provenance=lambda: MADE, **({"batch_size": 64, "shard_size": 50} | options)
+            device=torch.device("cpu"),
+            provenance=lambda: MADE,
+            **({"batch_size": 64, "shard_size": 50} | options),
         )
         store = Store(tmp_path / folder)
         return Campaign(model, images, store=store, execution=execution, progress=watcher or Watcher())

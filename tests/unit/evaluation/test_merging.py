@@ -11,7 +11,14 @@ from robench.records import OUTCOME_COLUMNS, Cost, EvalRecord, Provenance, Shard
 
 COST = Cost(forward_passes=3, backward_passes=2, seconds=0.5)
 MADE = Provenance(
-    robench="0", code="c", torch="2", python="3", device="cpu", threads=1, command="robench", finished="2026-01-01"
+    robench="0",
+    code="c",
+    torch="2",
+    python="3",
+    device="cpu",
+    threads=1,
+    command="robench",
+    finished="2026-01-01",
 )
 
 
@@ -27,7 +34,13 @@ def rows_of(robust, attacked, ids=None):
 
 def record_of(spec, rows, errors=(), num_classes=10):
     return merge(
-        spec, rows, cost=COST, errors=errors, num_classes=num_classes, provenance=MADE, outcomes_sha256="0" * 64
+        spec,
+        rows,
+        cost=COST,
+        errors=errors,
+        num_classes=num_classes,
+        provenance=MADE,
+        outcomes_sha256="0" * 64,
     )
 
 

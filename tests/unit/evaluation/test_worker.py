@@ -22,9 +22,7 @@ CPU = torch.device("cpu")
 
 
 def answer(model, images, spec, ids, *, batch_size=64, shard_size=COUNT, **options):
-    worker = Worker(
-        model, images, device=CPU, precision=spec.precision, batch_size=batch_size, **options
-    )
+    worker = Worker(model, images, device=CPU, precision=spec.precision, batch_size=batch_size, **options)
     return [worker(shard) for shard in split(spec, ids, shard_size)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from synthetic import card, first_of, put, spec
 
 from robench.errors import UnsafeFile
-from robench.leaderboards.robustness import natural, robustness
+from robench.leaderboards.robustness import robustness
 from robench.store import Results, Store
 from robench.tables import Table
 
@@ -168,8 +168,3 @@ def test_rows_of_other_examples_are_refused(store: Store) -> None:
     with pytest.raises(UnsafeFile, match="outcomes hold different ones"):
         robustness(shifted)
     assert robustness(results) == []
-
-
-def test_natural_order() -> None:
-    ordered = ["9", "10", "fgsm", "pgd", "pgd-20", "pgd-20 (seed=1)", "pgd-100"]
-    assert sorted(ordered, key=natural) == ordered

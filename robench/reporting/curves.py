@@ -1,0 +1,107 @@
+"""Training curves: a training log as a drawing, in lines of SVG."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench.errors import UserError
+
+WIDTH, HEIGHT = 360.0, 200.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 8.0, 10.0, 24.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measured quantity: its name and its points in the drawing."""
+
+    title: str
+    points: str
+    last: str
+    """Its last value, as text."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: where, in the drawing's units, and what it says."""
+
+    place: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines that share an axis."""
+
+    title: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def training_charts(path: Path) -> list[Chart]:
+    """Return a chart of the accuracies (in percent) and one of the losses of a `training.csv`.
+
+    The log has a row per epoch, a column `epoch`, and columns whose names end in `accuracy` or hold `loss`;
+    an empty field was not measured. Raises UserError that names the file for anything else.
+    """
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        columns = {name: [_number(text) for text in texts] for name, *texts in zip(header, *rows, strict=True)}
+        epochs = [epoch for epoch in columns.pop("epoch") if epoch is not None]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no training log ({error}); delete it or train again") from None
+    accuracies = {
+        name.removesuffix("_accuracy").replace("_", ", "): [None if v is None else 100 * v for v in values]
+        for name, values in columns.items()
+        if name.endswith("accuracy")
+    }
+    losses = {name.replace("_", " "): values for name, values in columns.items() if "loss" in name}
+    charts = [
+        _chart("Accuracy, %", epochs, accuracies, (0.0, 100.0)),
+        _chart("Loss", epochs, losses, (0.0, _ceiling(losses))),
+    ]
+    return [chart for chart in charts if chart.lines]
+
+
+def _number(text: str) -> float | None:
+    """Return the number, None where nothing was measured or the number cannot be drawn."""
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _ceiling(series: dict[str, list[float | None]]) -> float:
+    """Return a round number that no value exceeds."""
+    largest = max((v for values in series.values() for v in values if v is not None), default=1.0)
+    unit = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
+    return next(m * unit for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if m * unit >= largest or m == 10)
+
+
+def _chart(
+    title: str, epochs: list[float], series: dict[str, list[float | None]], bounds: tuple[float, float]
+) -> Chart:
+    first, last = (min(epochs), max(epochs)) if epochs else (0.0, 1.0)
+
+    def across(epoch: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((epoch - first) / (last - first) if last > first else 0.5)
+
+    def up(value: float) -> float:
+        low, high = bounds
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
+
+    lines = []
+    for name, values in series.items():
+        measured = [(e, v) for e, v in zip(epochs, values, strict=False) if v is not None]
+        if measured:
+            points = " ".join(f"{across(e):.1f},{up(v):.1f}" for e, v in measured)
+            lines.append(Line(name, points, f"{measured[-1][1]:.4g}"))
+    steps = sorted({first, round((first + last) / 2), last})
+    return Chart(
+        title,
+        tuple(lines),
+        tuple(Tick(across(e), f"{e:g}") for e in steps),
+        tuple(Tick(up(v), f"{v:g}") for v in (bounds[0] + (bounds[1] - bounds[0]) * i / 4 for i in range(5))),
+    )

@@ -1,0 +1,42 @@
+(() => {
+  const table = document.querySelector("table");
+  if (!table) return;
+  const body = table.tBodies[0];
+  const rows = [...body.rows];
+  const heads = [...table.tHead.rows[0].cells];
+  const collator = new Intl.Collator("en", { numeric: true });
+
+  function sort(head) {
+    const place = heads.indexOf(head);
+    const text = head.matches(".model, .label");
+    const first = text || head.matches(".rank, .amount") ? "ascending" : "descending";
+    const other = first === "ascending" ? "descending" : "ascending";
+    const order = head.getAttribute("aria-sort") === first ? other : first;
+    heads.forEach((h) => h.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    const value = (row) => row.cells[place].dataset.value;
+    body.append(...rows.slice().sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      // What was not measured is last in either order.
+      if (x === "" || y === "") return (x === "") - (y === "");
+      return sign * (text ? collator.compare(x, y) : x - y);
+    }));
+  }
+  heads.forEach((head) => head.querySelector("button").addEventListener("click", () => sort(head)));
+
+  const label = document.querySelector(".search");
+  const found = document.querySelector(".found");
+  const names = new Map(rows.map((row) => [row, [...row.cells].filter((cell) => cell.matches(".model, .label")).map((cell) => cell.textContent).join(" ").toLowerCase()]));
+  const input = label.querySelector("input");
+  label.hidden = false;
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    rows.forEach((row) => {
+      row.hidden = !words.every((word) => names.get(row).includes(word));
+      shown += !row.hidden;
+    });
+    found.textContent = words.length ? `${shown} of ${rows.length}` : "";
+  });
+})();

@@ -1,0 +1,283 @@
+"""The whole path as a user walks it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robench.registry import read_cards
+from robench.store import Store
+from tests.flow.conftest import ROOT
+
+EVAL = ("eval", "--model", "tiny", "--attack", "pgd-10", "--threat", "Linf@0.1", "--device", "cpu")
+
+
+def records_of(workspace):
+    return [stored.record for stored in Store(workspace / "reports").records()]
+
+
+def test_train_registers_what_eval_attacks_and_leaderboard_shows(workspace, robench):
+    card = read_cards([workspace / "model_zoo"])["tiny"].card
+    assert card.scale.startswith("2 of ")
+    assert card.clean_accuracy_split == "validation"
+    assert card.provenance.command.startswith("robench train digits-standard --set epochs=2")
+
+    status, out, _ = robench(*EVAL, "--examples", "100")
+    assert status == 0
+    assert "100 of 449" in out
+    assert "add --all" in out
+    (record,) = records_of(workspace)
+    assert (record.status, record.robust.n, str(record.spec.threat)) == ("complete", 100, "Linf@0.1")
+    assert record.spec.model.weights_sha256 == card.weights.sha256
+
+    status, out, _ = robench("leaderboard")
+    assert status == 0
+    table = next(line for line in out.split() if line.endswith(".csv"))
+    with open(table, encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert "tiny" in row.values()
+    shares = [float(v) for v in row.values() if v.replace(".", "", 1).isdigit()]
+    assert any(abs(v - 100 * record.robust.value) < 0.06 or abs(v - record.robust.value) < 6e-4 for v in shares)
+
+
+def test_the_same_question_costs_nothing_the_second_time(workspace, robench):
+    robench(*EVAL, "--examples", "60")
+    before = {p: p.stat().st_mtime_ns for p in (workspace / "reports").rglob("*") if p.is_file()}
+    started = time.perf_counter()
+    status, _out, _ = robench(*EVAL, "--examples", "60")
+    assert status == 0
+    assert time.perf_counter() - started < 5
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len(records_of(workspace)) == 1
+    # Another seed is another question.
+    robench(*EVAL, "--examples", "60", "--seed", "1")
+    assert len(records_of(workspace)) == 2
+
+
+def test_dry_run_computes_nothing(workspace, robench):
+    status, out, _ = robench(*EVAL, "--all", "--dry-run", "--json")
+    assert status == 0
+    (row,) = json.loads(out)
+    assert (row["status"], row["examples"], row["gradient passes at most"]) == ("new", 449, 4490)
+    assert not (workspace / "reports").exists()
+    robench(*EVAL, "--all")
+    (row,) = json.loads(robench(*EVAL, "--all", "--dry-run", "--json")[1])
+    assert (row["status"], row["gradient passes at most"]) == ("known", 0)
+    (other,) = json.loads(robench(*EVAL, "--all", "--seed", "5", "--dry-run", "--json")[1])
+    assert other["seconds at most"] > 0
+
+
+def test_adversarials_can_be_kept(workspace, robench):
+    status, _, _ = robench(*EVAL, "--examples", "50", "--save-adversarials")
+    assert status == 0
+    (record,) = records_of(workspace)
+    saved = load_file(workspace / "reports" / "adversarials" / f"{record.spec.identity}.safetensors")
+    assert saved["adversarial_images"].shape == (50, 1, 8, 8)
+    assert float(saved["adversarial_images"].min()) >= 0
+    assert not list((workspace / "reports" / ".work").iterdir())
+
+
+def test_a_users_own_model_and_data(workspace, robench, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    images = rng.integers(0, 60, (120, 6, 6, 3), dtype=np.uint8)
+    images[np.arange(120), :, :, labels] += 150  # the class is the brightest channel
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images[:60], y_test=labels[:60])
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Brightest(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return 10 * images.mean((2, 3))\n"
+        "def build():\n"
+        "    return Brightest().eval()\n"
+    )
+    arguments = ("eval", "--model", f"{tmp_path / 'net.py'}:build", "--dataset", f"npz:{tmp_path / 'mine.npz'}")
+    status, _out, err = robench(
+        *arguments, "--attack", "pgd-10", "--threat", "Linf@0.2", "--threat", "Linf@0.4", "--all"
+    )
+    assert status == 0, err
+    near, far = sorted(records_of(workspace), key=lambda r: r.spec.threat.epsilon)
+    assert near.clean.value == 1.0
+    # The gap between the channels' means is about 150/255 = 0.59, so 0.2 cannot break and 0.4 (twice that) must.
+    assert (near.robust.value, far.robust.value) == (1.0, 0.0)
+    assert str(tmp_path) not in near.to_json()
+
+
+def test_import_brings_a_checkpoint_in(workspace, robench, trained, tmp_path):
+    state = load_file(trained / "model_zoo" / "tiny" / "model.safetensors")
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "theirs.pth")
+    arguments = ("import", tmp_path / "theirs.pth", "--architecture", "digits_cnn", "--dataset", "digits")
+    status, out, err = robench(*arguments, "--name", "theirs")
+    assert status == 0, err
+    assert "clean accuracy" in out
+    card = read_cards([workspace / "model_zoo"])["theirs"].card
+    assert card.clean_accuracy_split == "test"
+    status, _, err = robench(*arguments, "--name", "theirs")
+    assert status == 2
+    assert "--replace" in err
+    torch.save({k.replace("weight", "wieght"): v for k, v in state.items()}, tmp_path / "wrong.pth")
+    status, _, err = robench("import", tmp_path / "wrong.pth", *arguments[2:], "--name", "wrong")
+    assert status == 2
+    assert "wieght" in err
+    assert "weight" in err
+    assert not (workspace / "model_zoo" / "wrong").exists()
+
+
+@pytest.mark.parametrize("kind", ["models", "recipes", "datasets", "architectures", "attacks", "defenses", "suites"])
+def test_everything_listed_can_be_shown(workspace, robench, kind):
+    status, out, _ = robench("list", kind, "--json")
+    assert status == 0
+    names = [entry["name"] for entry in json.loads(out)]
+    assert names
+    for name in names:
+        status, out, _ = robench("show", name, "--json")
+        assert status == 0
+        assert json.loads(out)
+
+
+WRONG = [
+    (["eval", "--model", "tniy"], "did you mean 'tiny'"),
+    (["eval", "--model", "mnist-pgd-l2"], "robench train mnist-pgd-l2"),
+    ([*EVAL, "--attack", "pdg-20"], "did you mean 'pgd-20'"),
+    ([*EVAL, "--attack", "pgd-20:step=3"], "did you mean 'steps'"),
+    ([*EVAL, "--attack", "pgd-20:steps=three"], "'three'"),
+    ([*EVAL, "--attack", "pgd-20:steps"], "key=value"),
+    ([*EVAL, "--threat", "Linf@0"], "epsilon must be positive"),
+    ([*EVAL, "--threat", "Linf@-1/255"], "epsilon must be positive"),
+    ([*EVAL, "--threat", "Linf@eight"], "'eight'"),
+    ([*EVAL, "--threat", "Linf@8"], "8/255"),
+    ([*EVAL, "--threat", "L7@8/255"], "NORM@EPSILON"),
+    ([*EVAL, "--suite", "baselin"], "did you mean 'baseline'"),
+    ([*EVAL, "--examples", "450"], "449"),
+    ([*EVAL, "--examples", "0"], "0 examples"),
+    ([*EVAL, "--examples", "9", "--all"], "exclude each other"),
+    ([*EVAL, "--dataset", "mnist", "--data-root", "/nowhere"], "robench data mnist"),
+    ([*EVAL, "--dataset", "npz:/nowhere.npz"], "/nowhere.npz"),
+    ([*EVAL, "--precision", "fp16"], "fp16"),
+    ([*EVAL, "--device", "gpu"], "'gpu'"),
+    (["eval", "--model", "nowhere.py:build", "--dataset", "digits"], "nowhere.py"),
+    (["eval", "--model", "no_such_package:build", "--dataset", "digits"], "no_such_package"),
+    (["train", "digits-pdg"], "did you mean 'digits-pgd'"),
+    (["train", "digits-pgd", "--set", "epoch=3"], "did you mean 'epochs'"),
+    (["train", "digits-pgd", "--set", "epochs=many"], "'many'"),
+    (["train", "digits-pgd", "--set", "defense.step=3"], "did you mean 'steps'"),
+    (["train", "digits-pgd", "--set", "architecture.name=resnet19"], "resnet18"),
+    (["train", "digits-pgd", "--out", "Bad Name"], "'Bad Name'"),
+    (["train", "digits-standard", "--out", "tiny"], "--replace"),
+    (["train", "digits-pgd", "--resume", "--restart"], "exclude each other"),
+    (["import", "/nowhere.pt", "--architecture", "lenet5", "--dataset", "digits", "--name", "x"], "/nowhere.pt"),
+    (["leaderboard", "robustnes"], "did you mean 'robustness'"),
+    (["show", "pgd-21"], "did you mean 'pgd-20'"),
+    (["eval", "--modle", "tiny"], "--modle"),
+    (["evaluate"], "evaluate"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), WRONG, ids=lambda v: " ".join(v[-2:]) if isinstance(v, list) else ""
+)
+def test_wrong_input_gets_one_line_and_leaves_nothing(workspace, robench, arguments, expected):
+    before = sorted(workspace.rglob("*"))
+    status, _out, err = robench(*arguments)
+    assert status == 2
+    assert expected in err
+    assert err.startswith("robench: ")
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_damaged_weights_are_refused(trained, workspace, robench):
+    import shutil
+
+    (workspace / "model_zoo" / "tiny").unlink()
+    shutil.copytree(trained / "model_zoo" / "tiny", workspace / "model_zoo" / "tiny")
+    path = workspace / "model_zoo" / "tiny" / "model.safetensors"
+    data = path.read_bytes()
+    for damaged in (data[:-100], data[:-1] + bytes([data[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        status, _, err = robench(*EVAL)
+        assert status == 2
+        assert "model.safetensors has SHA-256" in err
+    assert records_of(workspace) == []
+
+
+def test_an_unwritable_place_is_said_before_anything_is_computed(workspace, robench):
+    (workspace / "reports").write_text("a file in the way")
+    status, _, err = robench(*EVAL)
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "reports" in err
+
+
+def test_interrupted_evaluation_goes_on(workspace, robench, start):
+    arguments = (*EVAL, "--attack", "pgd-100:restarts=20,stop_when_broken=false", "--all")
+    process = start(*arguments, "--shard-size", "20", "--batch-size", "20")
+    work = workspace / "reports" / ".work"
+    deadline = time.monotonic() + 60
+    while len(list(work.glob("*.parquet"))) < 25 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    begun = {row["attack"]: row["status"] for row in json.loads(robench(*arguments, "--dry-run", "--json")[1])}
+    assert "begun" in begun["pgd-100"] or begun["pgd-10"].startswith(("begun", "known"))
+
+
+def test_two_runs_of_one_question_at_once(workspace, start):
+    both = [start(*EVAL, "--all") for _ in range(2)]
+    results = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], results
+    (record,) = records_of(workspace)
+    rows = Store(workspace / "reports").outcomes(record)
+    assert len(rows["example_id"]) == 449
+    assert len(list((workspace / "reports" / "outcomes").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["list", "attacks"], ["list", "models"], ["show", "pgd-20"], ["leaderboard"], [*EVAL, "--dry-run"]],
+)
+def test_the_reading_half_never_imports_torch(workspace, arguments):
+    code = (
+        "import sys; from robench.cli import run; run(sys.argv[1:]);"
+        "heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'statsmodels', 'sklearn'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_changed_forward_is_another_question(workspace, robench, tmp_path):
+    source = (
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        rows = SIGN * images.flatten(1)\n"
+        "        return torch.stack([rows[:, i::10].sum(1) for i in range(10)], 1)\n"
+        "def build():\n"
+        "    return Net().eval()\n"
+    )
+    for sign in ("1", "-1"):
+        (tmp_path / "net.py").write_text(source.replace("SIGN", sign))
+        arguments = ("--model", f"{tmp_path / 'net.py'}:build", "--dataset", "digits", "--attack", "fgsm")
+        assert robench("eval", *arguments, "--examples", "40")[0] == 0
+    assert len(records_of(workspace)) == 2
