@@ -14,7 +14,14 @@ from robench.defenses import LossParts
 from robench.errors import UserError
 from robench.recipe import apply_settings
 from robench.training import loop, validation
-from tests.unit.training.problems import STEPS_PER_EPOCH, Watcher, make_workspace, run_training, small_recipe
+from tests.unit.training.problems import (
+    STEPS_PER_EPOCH,
+    Watcher,
+    log_without_seconds,
+    make_workspace,
+    run_training,
+    small_recipe,
+)
 
 
 @pytest.fixture
@@ -208,7 +215,21 @@ def test_state_of_a_defense_is_kept_across_a_resume(workspace, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_training(workspace, recipe, "resumed", Watcher(stop_after=9))
     run_training(workspace, recipe, "resumed", resume=True)
-    assert weights(workspace, "straight") == weights(workspace, "resumed")
+    assert log_without_seconds(workspace, "straight") == log_without_seconds(workspace, "resumed")
+
+
+def test_every_step_draws_its_own_numbers(workspace, monkeypatch):
+    dropout, examples = [], []
+
+    def watching(model, images, labels, *, random, progress):
+        dropout.append(torch.empty(1).uniform_().item())
+        examples.extend(random.uniform(torch.empty(len(images))).tolist())
+        return LossParts(torch.nn.functional.cross_entropy(model(images), labels))
+
+    monkeypatch.setattr(training, "build_objective", lambda _: training.objective.Objective(watching, {}))
+    run_training(workspace, small_recipe(workspace, epochs=3))
+    assert len(set(dropout)) == len(dropout) == 3 * STEPS_PER_EPOCH
+    assert len(set(examples)) == len(examples) == 3 * 54
 
 
 def test_objectives_get_their_parameters_and_the_threat(workspace):
