@@ -265,7 +265,7 @@ class QueryCounter(nn.Module):
         logits: Tensor = self.model(images)
         self.forward_passes += len(images)
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            logits.register_hook(self._count_backward)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:
