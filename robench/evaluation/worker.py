@@ -209,7 +209,8 @@ class Worker:
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
             if violation := find_violation(found, images[some], spec.threat):
                 raise InvalidAnswer(*violation)
-            return found.detach()
+            adversarial: Tensor = found.detach()
+            return adversarial
 
         adversarial = search(self.search, rows)
         logits = self._judged(adversarial)
