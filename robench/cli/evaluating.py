@@ -217,8 +217,8 @@ def run(
     from robench.preflight import preflight
     from robench.provenance import provenance
 
-    store.check_writable()
     device = resolve_device(options.device)
+    store.check_writable()
     loaded = job.loaded or _load(job.identity.id, job.images, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
@@ -249,7 +249,7 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
             planning.estimate(spec, [], "")
         ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
-        known, begun = store.find(spec) is not None, len(store.journal_read(spec.identity)["example_id"])
+        known, begun = store.find(spec) is not None, store.journal_size(spec.identity)
         rows.append(
             {
                 "identity": spec.identity,
