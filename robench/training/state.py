@@ -70,6 +70,8 @@ class TrainingState:
     def facts(self) -> dict[str, Any]:
         """Return everything else, as JSON values."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "step", "rows", "seconds", "scalars")}
+        # Files of tensors are sorted by name; the log's columns are in the order of the parts.
+        facts["sums"] = list(self.sums)
         if self.best:
             facts["best"] = {name: getattr(self.best, name) for name in ("epoch", "validation", "counts")}
         return facts
@@ -82,7 +84,7 @@ class TrainingState:
             self.average.load_state_dict(part("average", tensors))
         _restore_optimizer(self.optimizer, part("optimizer", tensors))
         self.objective.restore({name: value.to(device) for name, value in part("objective", tensors).items()})
-        self.sums = {name: value.to(device) for name, value in part("sums", tensors).items()}
+        self.sums = {name: tensors[f"sums/{name}"].to(device) for name in facts["sums"]}
         for name in ("epoch", "step", "rows", "seconds", "scalars"):
             setattr(self, name, facts[name])
         self.best = Chosen(**facts["best"], weights=part("best", tensors)) if "best" in facts else None
