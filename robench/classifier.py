@@ -245,9 +245,7 @@ class _ColumnsGradient(torch.autograd.Function):
         layer: nn.Conv2d = ctx.convolution
         assert not isinstance(layer.padding, str)
         columns = layer.weight.flatten(1).T @ gradient.flatten(2)
-        images = nn.functional.fold(
-            columns, ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride
-        )
+        images = nn.functional.fold(columns, ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         return images, None
 
 
@@ -267,7 +265,7 @@ class QueryCounter(nn.Module):
         logits: Tensor = self.model(images)
         self.forward_passes += len(images)
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            logits.register_hook(self._count_backward)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:

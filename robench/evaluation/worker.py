@@ -75,6 +75,7 @@ class Worker:
         self.search = QueryCounter(search_copy(model, precision=precision, device=device))
         self.second_search = QueryCounter(self.judge)
         self.allow_tf32 = precision == "tf32"
+        self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
@@ -125,9 +126,7 @@ class Worker:
         """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
         if self.batch_size is None:
             on_cpu = self.device.type == "cpu"
-            self.batch_size = (
-                self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
-            )
+            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
         pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
         if self._resident is not None:
             yield from ((piece, *self.load(piece)) for piece in pieces)
@@ -167,7 +166,7 @@ class Worker:
         adversarial = images.clone()
         prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         if len(attacked):
-            found, answer = self._attack(spec, ids, images, labels, attacked)
+            found, answer = self._attack(spec, ids, images, labels, rows=attacked)
             adversarial[attacked], prediction[attacked] = found, answer
         difference = adversarial.double() - images.double()
         rows: dict[str, NDArray[Any]] = {
@@ -184,7 +183,7 @@ class Worker:
         return rows, adversarial
 
     def _attack(
-        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor, rows: Tensor
+        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor, *, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return adversarial images for `rows`, valid ones, and what the judge says of them."""
         attack = catalog.find("attacks", spec.attack.entry).load().attack
@@ -210,7 +209,8 @@ class Worker:
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
             if violation := find_violation(found, images[some], spec.threat):
                 raise InvalidAnswer(*violation)
-            return found.detach()
+            adversarial: Tensor = found.detach()
+            return adversarial
 
         adversarial = search(self.search, rows)
         logits = self._judged(adversarial)
@@ -228,13 +228,14 @@ class Worker:
     def _disputed(self, adversarial: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the rows that stand for the judge, whose logits are given, and that the search copy believes broken.
 
-        The two differ by rounding, so it is looked at where the judge's margin is narrowest, and further only as long as
-        any such row is found: mostly an eighth of a forward pass.
+        The two differ by rounding, so it is looked at where the judge's margin is narrowest, and further only as long
+        as any such row is found: mostly an eighth of a forward pass.
         """
         narrowest = margin(logits, labels).argsort(descending=True)
         standing = narrowest[logits[narrowest].argmax(1) == labels[narrowest]]
         disputed = [standing[:0]]
-        for rows in standing.split(max(1, -(-len(standing) // _NARROWEST_SHARE))) if len(standing) else ():
+        parts = 1 if self.coarse else _NARROWEST_SHARE
+        for rows in standing.split(max(1, -(-len(standing) // parts))) if len(standing) else ():
             believed = self.search(adversarial[rows]).argmax(1)
             disputed.append(rows[believed != labels[rows]])
             if len(disputed[-1]) == 0:
@@ -245,7 +246,8 @@ class Worker:
     def _judged(self, images: Tensor) -> Tensor:
         """Return the plain model's logits, without TF32 whatever the process allows."""
         with tensor_float32(allowed=False):
-            return self.judge(images)  # type: ignore[no-any-return]
+            logits: Tensor = self.judge(images)
+        return logits
 
     def _clean_answers(
         self, ids: NDArray[np.int64], images: Tensor, labels: Tensor

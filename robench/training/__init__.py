@@ -1,9 +1,9 @@
 """Training: a recipe becomes a registered model. One loop serves every defense.
 
 A run can be killed at any moment: it goes on from its last snapshot (`<registry>/.training/<name>/`), and on a CPU
-ends with the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by (seed,
-epoch, step, example), not by a generator's history. So several processes could share a training: each would take a part
-of every batch of `epoch_order`, and gradients would be summed where `Training` takes the step.
+ends with the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by
+(seed, epoch, step, example), not by a generator's history. So several processes could share a training: each would take
+a part of every batch of `epoch_order`, and gradients would be summed where `Training` takes the step.
 """
 
 from __future__ import annotations
