@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
-from robench.classifier import Classifier, QueryCounter, frozen, search_copy, tensor_float32
+from robench.classifier import Classifier, QueryCounter, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import PreflightFailed, RobenchError
 from robench.evaluation.shards import Shard, ShardResult
@@ -29,9 +29,10 @@ from robench.records import Cost, EvalSpec, Precision, ShardError
 _CANDIDATE_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 _WORTHWHILE = 0.97
 #: On a CPU speed hardly depends on the batch size from 64 images on, and a trial could cost more than it gains: the
-#: largest batch is taken whose activations fit in so many bytes. Gradients, at most as large, come on top.
-_CPU_LARGEST_BATCH = 512
-_CPU_ACTIVATIONS = 2**29
+#: largest batch is taken whose activations fit in so many bytes. Gradients and work space, several times as much, come
+#: on top.
+_CPU_BATCHES = 64, 512
+_CPU_ACTIVATIONS = 2**26
 
 #: Where the search copy and the judge may disagree is looked for in such a share of the batch at a time.
 _NARROWEST_SHARE = 8
@@ -108,6 +109,7 @@ class Worker:
             return ShardResult(shard, {}, self._cost(before, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found = np.concatenate(kept) if kept else None
+        give_back_buffers()
         return ShardResult(shard, rows, self._cost(before, started), None, found)
 
     def _passes(self) -> tuple[int, int]:
@@ -281,7 +283,8 @@ class Worker:
             return sum(sizes.values())
 
         per_image = max(1, kept(2) - kept(1))
-        return max(1, min(_CPU_LARGEST_BATCH, _CPU_ACTIVATIONS // per_image))
+        smallest, largest = _CPU_BATCHES
+        return min(largest, max(smallest, _CPU_ACTIVATIONS // per_image))
 
     def _fastest_batch_size(self, ids: NDArray[np.int64]) -> int:
         """Time one gradient at growing batch sizes; stop where larger ones are no faster per image or do not fit."""
