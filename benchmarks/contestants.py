@@ -1,7 +1,7 @@
 """Who takes part: robench's engine, and the other libraries, each used as its documentation says.
 
-A contestant is made once from a problem and then called again and again; a call returns adversarial images `(N, C, H, W)`
-for all of the problem's images. All start at the images themselves, so that all walk the same way.
+A contestant is made once from a problem and then called again and again; a call returns adversarial images
+`(N, C, H, W)` for all of the problem's images. All start at the images themselves, so that all walk the same way.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.problems import Problem
 from robench import planning
 from robench.datasets import select_examples
 from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
 from robench.records import Configured, ModelIdentity
-
-from benchmarks.problems import Problem
 
 Contestant = Callable[[], Tensor]
 
@@ -30,9 +29,7 @@ def shard_of(problem: Problem, attack: str | None = None) -> Shard:
     """Return the problem as one shard of a question, as `robench eval` would plan it."""
     text = attack or f"pgd:steps={problem.steps},step_size={problem.step_size!r},start=image"
     examples, ids = select_examples(problem.pixels, dataset="mnist", split="test", count=None)
-    identity = ModelIdentity(
-        id="benchmark", weights_sha256="0" * 64, architecture=Configured(name="benchmark")
-    )
+    identity = ModelIdentity(id="benchmark", weights_sha256="0" * 64, architecture=Configured(name="benchmark"))
     (spec,) = planning.plan(planning.Request(identity, examples, [problem.threat], [text]))
     return Shard(spec, ids)
 
@@ -57,9 +54,7 @@ def robench(problem: Problem) -> Contestant:
 def robench_again(problem: Problem) -> Contestant:
     """Let a worker answer that has answered before: what every attack but the first takes, and every later shard."""
     shard = shard_of(problem)
-    worker = Worker(
-        problem.model, problem.pixels, device=torch.device("cpu"), precision="fp32", keep_adversarials=True
-    )
+    worker = Worker(problem.model, problem.pixels, device=torch.device("cpu"), precision="fp32", keep_adversarials=True)
     worker(
         Shard(
             shard.spec.model_copy(update={"attack": planning.identify_attack("fgsm", problem.threat)}),

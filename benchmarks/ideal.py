@@ -1,4 +1,4 @@
-"""The least time that PGD could take with this model on this machine: the gradients it cannot do without, and no more."""
+"""The least time that PGD can take with this model on this machine: the gradients it needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robench.classifier import SearchModel
-
 from benchmarks.problems import Walk
+from robench.classifier import SearchModel
 
 Clock = Callable[[], float]
 """Seconds that have passed since some moment."""

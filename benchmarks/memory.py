@@ -30,9 +30,7 @@ _SHARD_SIZE = 500
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure in a child process, whose peak is nobody else's, and print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # The peak is reached in the first steps of the first shard; more of them only take longer.
     parser.add_argument("--attack", default="pgd:steps=2")
     parser.add_argument("--images", type=int, default=10_000)
@@ -46,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     subprocess.run([sys.executable, "-m", "benchmarks.memory", "--here", *given], check=True)
     kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(
-        f"{options.architecture}, {options.images} images, {options.attack}: {kibibytes / 2**20:.2f} GiB at most"
-    )
+    print(f"{options.architecture}, {options.images} images, {options.attack}: {kibibytes / 2**20:.2f} GiB at most")
 
 
 def evaluate(options: argparse.Namespace) -> None:

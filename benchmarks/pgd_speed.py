@@ -20,12 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robench.classifier import keep_large_buffers, search_copy
-from robench.evaluation.verification import find_violation
-
 from benchmarks import contestants
 from benchmarks.ideal import BestPass, Clock, gradient_passes
 from benchmarks.problems import SETTINGS, Choice, Problem, Walk, make, plain_pgd
+from robench.classifier import keep_large_buffers, search_copy
+from robench.evaluation.verification import find_violation
 
 CACHE = Path("build") / "benchmarks"
 
@@ -72,16 +71,15 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(arguments)
-    choice = Choice(
-        options.model, options.data_root, options.cache, options.images, options.steps, options.registered
-    )
-    problem = make(choice)
+    choice = Choice(options.model, options.data_root, options.cache, options.images, options.steps, options.registered)
     if options.only:
+        problem = make(choice)
         call = _OTHERS_AND_OWN[options.only](problem)
         seconds = [_timed(call, CLOCKS[options.clock])[0] for _ in range(options.repeats)]
         print(json.dumps(seconds))
         return
     keep_large_buffers()
+    problem = make(choice)
     report = compare(problem, others=contestants.OTHERS, repeats=options.repeats, clock=CLOCKS[options.clock])
     if not options.tuned_only:
         for name in report.results.keys() & contestants.OTHERS.keys():
@@ -95,30 +93,22 @@ _OTHERS_AND_OWN = contestants.OWN | contestants.OTHERS
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SETTINGS), default="lenet5")
     parser.add_argument("--registered", metavar="NAME", help="a model of the registry, for that data set")
     parser.add_argument("--images", type=int, help="how many; default 500 (lenet5), 64 (resnet18)")
     parser.add_argument("--steps", type=int, help="default 40 (lenet5), 10 (resnet18)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: on a busy machine, one thread"
-    )
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: on a busy machine, one thread")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there")
     parser.add_argument("--data-root", type=Path, help="default ROBENCH_DATA")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the weights made here")
-    parser.add_argument(
-        "--tuned-only", action="store_true", help="skip the others' runs in untuned processes"
-    )
+    parser.add_argument("--tuned-only", action="store_true", help="skip the others' runs in untuned processes")
     parser.add_argument("--only", choices=sorted(_OTHERS_AND_OWN), help=argparse.SUPPRESS)
     return parser
 
 
-def compare(
-    problem: Problem, *, others: Collection[str], repeats: int, clock: Clock = time.perf_counter
-) -> Report:
+def compare(problem: Problem, *, others: Collection[str], repeats: int, clock: Clock = time.perf_counter) -> Report:
     """Let all take part in turn, `repeats` times, and measure the ideal in every round."""
     images, labels = problem.images, problem.labels
     walk = plain_pgd(
@@ -214,9 +204,7 @@ def text_of(report: Report) -> str:
         fastest = min(others, key=lambda name: others[name])
         for name in contestants.OWN:
             ratio = others[fastest] / min(report.results[name].seconds)
-            lines.append(
-                f"{name}: {ratio:.2f} x as fast as {fastest}, the fastest of the others, at its best"
-            )
+            lines.append(f"{name}: {ratio:.2f} x as fast as {fastest}, the fastest of the others, at its best")
     return "\n".join(lines)
 
 

@@ -245,9 +245,7 @@ class _ColumnsGradient(torch.autograd.Function):
         layer: nn.Conv2d = ctx.convolution
         assert not isinstance(layer.padding, str)
         columns = layer.weight.flatten(1).T @ gradient.flatten(2)
-        images = nn.functional.fold(
-            columns, ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride
-        )
+        images = nn.functional.fold(columns, ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         return images, None
 
 

@@ -125,9 +125,7 @@ class Worker:
         """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
         if self.batch_size is None:
             on_cpu = self.device.type == "cpu"
-            self.batch_size = (
-                self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
-            )
+            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
         pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
         if self._resident is not None:
             yield from ((piece, *self.load(piece)) for piece in pieces)
@@ -228,8 +226,8 @@ class Worker:
     def _disputed(self, adversarial: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the rows that stand for the judge, whose logits are given, and that the search copy believes broken.
 
-        The two differ by rounding, so it is looked at where the judge's margin is narrowest, and further only as long as
-        any such row is found: mostly an eighth of a forward pass.
+        The two differ by rounding, so it is looked at where the judge's margin is narrowest, and further only as long
+        as any such row is found: mostly an eighth of a forward pass.
         """
         narrowest = margin(logits, labels).argsort(descending=True)
         standing = narrowest[logits[narrowest].argmax(1) == labels[narrowest]]

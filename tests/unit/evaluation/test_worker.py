@@ -11,6 +11,7 @@ import torch
 from robench import catalog
 from robench.classifier import Classifier
 from robench.errors import PreflightFailed
+from robench.evaluation import worker as worker_module
 from robench.evaluation.merging import sort_rows
 from robench.evaluation.shards import split
 from robench.evaluation.worker import Worker, rank_of
@@ -104,6 +105,39 @@ def test_a_failing_attack_is_an_error_and_never_robust(model, images, spec_of, m
     assert [r.error.kind for r in results] == [kind] * 3
     assert all(not r.rows for r in results)
     assert [r.error.first_id for r in results] == [0, 100, 200]
+
+
+def test_a_cpu_takes_batches_whose_activations_fit(model, images, spec_of, monkeypatch):
+    # In float64 the image and the 6 maps of 4x4 after the ReLU are kept; the weights, kept once, do not count.
+    monkeypatch.setattr(worker_module, "_CPU_ACTIVATIONS", 30 * ((1 + 6) * 4 * 4 * 8) + 1)
+    spec, ids = spec_of()
+    worker = Worker(model, images, device=CPU, precision="fp64")
+    (shard,) = split(spec, ids, COUNT)
+    worker(shard)
+    assert worker.batch_size == 30
+
+
+def test_disputes_beyond_the_narrowest_margins_are_found(model, images):
+    """Rows are looked at in the order of their margins, an eighth at a time, until an eighth has no dispute."""
+    worker = Worker(model, images, device=CPU, precision="fp32")
+    logits = torch.zeros(80, 5)
+    logits[:, 0] = torch.arange(80).flip(0) + 1.0  # the last row is the narrowest
+    labels = torch.zeros(80, dtype=torch.int64)
+    labels[::4] = 1  # these do not stand: 60 do, looked at by eights
+    looked: list[int] = []
+
+    class Doubtful(torch.nn.Module):
+        def forward(self, rows):
+            looked.append(len(rows))
+            answers = torch.zeros(len(rows), 5)
+            answers[rows.flatten(1)[:, 0] > 50, 2] = 1
+            return answers
+
+    worker.search.model = Doubtful()
+    numbered = torch.arange(80.0).view(80, 1, 1, 1).expand(80, 1, 4, 4)
+    disputed = worker._disputed(numbered, labels, logits)
+    assert sorted(disputed.tolist()) == [row for row in range(51, 80) if row % 4]
+    assert looked == [8, 8, 8, 8]
 
 
 def test_memory_that_runs_out_halves_the_batch(model, images, spec_of, monkeypatch):
