@@ -102,8 +102,8 @@ def _empty(architecture: str, images: ImageSet) -> Classifier:
 
 
 def adversarial_lenet5(model: Classifier, train: ImageSet, threat: ThreatModel) -> None:
-    """LeNet-5 of Madry et al., adversarially trained on 30,000 MNIST images for 2 epochs with one step of length 1.25 epsilon from a
-    random point of the ball (Wong, Rice, Kolter, arXiv:2001.03994).
+    """LeNet-5 of Madry et al., adversarially trained for 2 epochs on 30,000 MNIST images with one step of length
+    1.25 epsilon from a random point of the ball (Wong, Rice, Kolter, arXiv:2001.03994).
     """
     count, batch, epochs = 30_000, 64, 2
     model.train()
