@@ -1,6 +1,6 @@
 """How many outcomes differ between batch sizes, in float64 (none may) and in float32 (rounding).
 
-    python -m benchmarks.batch_invariance [--model mnist-pgd] [--examples 1000] [--attack pgd-20]
+python -m benchmarks.batch_invariance [--model mnist-pgd] [--examples 1000] [--attack pgd-20]
 """
 
 from __future__ import annotations

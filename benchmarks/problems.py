@@ -96,14 +96,14 @@ def make(choice: Choice) -> Problem:
 
 def _empty(architecture: str, images: ImageSet) -> Classifier:
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         configured = Configured(name=architecture)
         return build_classifier(configured, num_classes=10, input_shape=images.image_shape).eval()
 
 
 def adversarial_lenet5(model: Classifier, train: ImageSet, threat: ThreatModel) -> None:
-    """LeNet-5 of Madry et al., adversarially trained on 30,000 MNIST images for 2 epochs with one step of length 1.25
-    epsilon from a random point of the ball (Wong, Rice, Kolter, arXiv:2001.03994).
+    """LeNet-5 of Madry et al., adversarially trained for 2 epochs on 30,000 MNIST images with one step of length
+    1.25 epsilon from a random point of the ball (Wong, Rice, Kolter, arXiv:2001.03994).
     """
     count, batch, epochs = 30_000, 64, 2
     model.train()
@@ -148,7 +148,7 @@ def steady_resnet18(model: Classifier, train: ImageSet, threat: ThreatModel) -> 
         others = logits.clone()
         others[:, favourite] = -torch.inf
         shortfall = others.amax(1) - logits[:, favourite]
-        model.network.linear.bias[favourite] += shortfall.quantile(0.9)
+        model.get_parameter("network.linear.bias")[favourite] += shortfall.quantile(0.9)
 
 
 _MAKERS = {"lenet5": adversarial_lenet5, "resnet18": steady_resnet18}

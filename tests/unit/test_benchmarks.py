@@ -111,6 +111,21 @@ def test_report_compares_with_what_is_there(problem, monkeypatch):
     assert "x as fast as weak" in text
 
 
+def test_float64_tells_who_is_weaker_from_who_is_unlucky(problem, monkeypatch):
+    """Where robench misses images that others break, plain PGD in float64 says how many of them are to be broken."""
+    monkeypatch.setitem(contestants.OWN, "robench", lambda problem: lambda: problem.images)
+    monkeypatch.setitem(contestants.OTHERS, "far", lambda problem: lambda: further)
+    monkeypatch.setattr(contestants, "version", {"far": "1.0"}.get)
+    further = plain_pgd(
+        problem.model, problem.images, problem.labels, threat=problem.threat, steps=60, step_size=0.0125
+    ).last
+    standing = problem.model(further).argmax(1) == problem.labels
+    result = pgd_speed.compare(problem, repeats=1, others=["far"]).results["far"]
+    walk = plain_pgd(problem.model, problem.images, problem.labels, threat=problem.threat, steps=10, step_size=0.0125)
+    assert result.only_here == int((~standing).sum()) > 0
+    assert result.only_here_exactly == int((~standing & (walk.first_broken <= 10)).sum())
+
+
 def test_an_invalid_adversarial_image_counts_for_nobody(problem, monkeypatch):
     monkeypatch.setitem(contestants.OTHERS, "cheat", lambda problem: lambda: 1 - problem.images)
     monkeypatch.setattr(contestants, "version", {"cheat": "1.0"}.get)
