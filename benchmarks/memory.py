@@ -6,7 +6,6 @@ python -m benchmarks.memory [--attack pgd-40] [--images N] [--architecture lenet
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,12 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="default ROBENCH_DATA")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.here:
-        evaluate(options)
+    if not options.here:
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        subprocess.run([sys.executable, "-m", "benchmarks.memory", "--here", *given], check=True)
         return
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    subprocess.run([sys.executable, "-m", "benchmarks.memory", "--here", *given], check=True)
-    kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    evaluate(options)
+    # Unlike getrusage's, this peak starts with the program: the parent's memory is not in it.
+    status = Path("/proc/self/status").read_text()
+    kibibytes = int(status.partition("VmHWM:")[2].split()[0])
     print(f"{options.architecture}, {options.images} images, {options.attack}: {kibibytes / 2**20:.2f} GiB at most")
 
 

@@ -59,7 +59,9 @@ def start():
     processes = []
 
     def command(*arguments, **options):
-        code = "from robench.cli import main; main()"
+        # What runs in the background of a shell inherits that Ctrl-C is ignored.
+        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        code += "from robench.cli import main; main()"
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,8 +29,11 @@ def checkout(tmp_path_factory):
     return copy
 
 
-def python(checkout, *arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=checkout, capture_output=True, text=True, check=False)
+def python(checkout, *arguments, **environment):
+    environment = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=checkout, capture_output=True, text=True, check=False, env=environment
+    )
 
 
 def test_there_is_one_example_of_each_kind_in_under_twenty_lines():
@@ -53,9 +57,22 @@ def test_the_file_alone_makes_it_known(checkout, name):
 
 
 @pytest.mark.slow
-def test_contract_tests_pick_the_files_up(checkout):
+@pytest.mark.data
+def test_contract_tests_pick_the_files_up(checkout, data_root):
     chosen = " or ".join(name.removesuffix(".py").split("/")[1] for name in EXAMPLES)
-    done = python(checkout, "-m", "pytest", "tests/contracts", "-q", "-p", "no:cacheprovider", "-k", chosen, "-rA")
+    done = python(
+        checkout,
+        "-m",
+        "pytest",
+        "tests/contracts",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+        "-rA",
+        ROBENCH_DATA=str(data_root),
+    )
     lines = done.stdout.splitlines()
     for name in EXAMPLES:
         stem = name.removesuffix(".py").split("/")[1]
