@@ -96,7 +96,7 @@ def make(choice: Choice) -> Problem:
 
 def _empty(architecture: str, images: ImageSet) -> Classifier:
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         configured = Configured(name=architecture)
         return build_classifier(configured, num_classes=10, input_shape=images.image_shape).eval()
 
@@ -148,7 +148,7 @@ def steady_resnet18(model: Classifier, train: ImageSet, threat: ThreatModel) -> 
         others = logits.clone()
         others[:, favourite] = -torch.inf
         shortfall = others.amax(1) - logits[:, favourite]
-        model.network.linear.bias[favourite] += shortfall.quantile(0.9)
+        model.get_parameter("network.linear.bias")[favourite] += shortfall.quantile(0.9)
 
 
 _MAKERS = {"lenet5": adversarial_lenet5, "resnet18": steady_resnet18}
