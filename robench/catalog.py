@@ -2,9 +2,9 @@
 
 A plugin is one file with one constant, ``ENTRY = AttackEntry(name=..., ...)``, or one TOML file. Python plugins are
 read *as data* (their syntax tree), so that listing them, planning with their parameters and checking what a user
-typed costs milliseconds and never imports torch; a module is imported only when its plugin runs. What stands in ``ENTRY`` must
-therefore be literal, except the one reference to the plugin's own function or class. Its keyword-only arguments, with
-their annotations and defaults, are the plugin's parameters: there is no second list to keep in step.
+typed costs milliseconds and never imports torch; a module is imported only when its plugin runs. What stands in
+``ENTRY`` must therefore be literal, except the one reference to the plugin's own function or class. Its keyword-only
+arguments, with their annotations and defaults, are the plugin's parameters: there is no second list to keep in step.
 
 Scanning is loud: a missing constant, a name that is taken, an annotation that cannot be checked fail with
 the file's name.

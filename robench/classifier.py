@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -265,7 +267,7 @@ class QueryCounter(nn.Module):
         logits: Tensor = self.model(images)
         self.forward_passes += len(images)
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            logits.register_hook(self._count_backward)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:
@@ -288,6 +290,8 @@ def logit_gap(found: Tensor, expected: Tensor) -> float:
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _allocator: list[bool] = []
+#: Resident bytes above which free memory is handed back.
+_HELD_AT_MOST = 2**30
 
 
 def keep_large_buffers() -> bool:
@@ -300,6 +304,19 @@ def keep_large_buffers() -> bool:
     if not _allocator:
         _allocator.append(platform.libc_ver()[0] == "glibc" and _raise_thresholds())
     return _allocator[0]
+
+
+def give_back_buffers() -> None:
+    """Hand the C allocator's free memory back where the process holds more than 1 GiB.
+
+    Batches that shrink as examples fall leave gaps that no later buffer fits in: kept for ever, they doubled the memory
+    of an evaluation of 60,000 images. Faulting memory in again once per shard costs next to nothing.
+    """
+    if not _allocator or not _allocator[0]:
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    if pages * os.sysconf("SC_PAGE_SIZE") > _HELD_AT_MOST:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _raise_thresholds() -> bool:

@@ -44,8 +44,8 @@ def load_foreign(reference: str, *, input_shape: tuple[int, int, int], num_class
 def foreign_architecture(reference: str) -> Configured:
     """Return how records name a model that :func:`load_foreign` returned: without the machine's path.
 
-    For users' factories with the hash of the source file, because a changed `forward` may leave all weights as they were
-    and is another model all the same.
+    For users' factories with the hash of the source file: a changed `forward` may leave all weights as they were and
+    is another model all the same.
     """
     source, _, name = reference.rpartition(":")
     if source in {"torchvision", "timm"}:

@@ -255,8 +255,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """Return the recipe with `KEY=VALUE` settings applied, each typed by its field.
 
     `optimizer.lr=2/255`, `threat=none`, `schedule.milestones=[30, 40]`, `defense.steps=10` (short for
-    `defense.parameters.steps=10`). Changing a `name` drops what belongs to the former choice alone. Fewer epochs than the
-    recipe's are said in `scale`. Raises UserError for a wrong key or value, naming the nearest key.
+    `defense.parameters.steps=10`). Changing a `name` drops what belongs to the former choice alone. Fewer epochs than
+    the recipe's are said in `scale`. Raises UserError for a wrong key or value, naming the nearest key.
     """
     values = recipe.model_dump(mode="json")
     for setting in settings:

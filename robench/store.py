@@ -185,6 +185,10 @@ class Store:
         _, first = np.unique(rows["example_id"], return_index=True)
         return {name: values[first] for name, values in rows.items()}
 
+    def journal_size(self, identity: str) -> int:
+        """Return how many examples are in the journal, by its files' names: a plan needs no more."""
+        return sum(int(path.stem.split("-")[-2]) for path in self._journal(identity))
+
     def journal_cost(self, identity: str) -> Cost:
         """Return what the finished shards took, all runs together."""
         costs = [Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)]
@@ -310,7 +314,7 @@ def _read_record(path: Path) -> EvalRecord | None:
     """Return the record in a file, None where there is no file; raise UserError for a damaged one."""
     try:
         text = path.read_text("utf-8", "replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     record = EvalRecord.from_json(text, origin=str(path))
     if path.name not in {f"{record.spec.identity}.json", f"{record.spec.identity}.failed.json"}:

@@ -33,8 +33,8 @@ def pgd(
 ) -> Tensor:
     """Ascend the loss by `steps` projected steepest steps; section 2.1 and 5 of the paper.
 
-    Every iterate counts, not only the last: an example that is misclassified at any step is returned as it was there and
-    costs nothing from then on. So with the same step size more steps, and more restarts, never help the defender.
+    Every iterate counts, not only the last: an example that is misclassified at any step is returned as it was there
+    and costs nothing from then on. So with the same step size more steps, and more restarts, never help the defender.
 
     Args:
         model: images `(N, C, H, W)` in [0, 1] -> logits `(N, K)`.
@@ -43,8 +43,8 @@ def pgd(
         threat: norm and radius.
         random: the examples' random numbers (start points).
         steps: gradient steps per restart.
-        step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps, which can reach
-            the ball's boundary from any start (section 5 of the paper).
+        step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps, which can
+            reach the ball's boundary from any start (section 5 of the paper).
         restarts: independent runs; an example is broken if any of them breaks it.
         start: a uniformly random point of the ball, or the image itself (then further restarts would repeat the first,
             so they start at random points).
@@ -84,10 +84,6 @@ def pgd(
     return best
 
 
-def _gradient_step(current: Tensor, images: Tensor, gradient: Tensor, threat: ThreatModel, length: float) -> Tensor:
-    return project(current + length * steepest(gradient, threat.norm), images, threat)
-
-
 def _ascend(
     model: nn.Module,
     begin: Tensor,
@@ -104,7 +100,7 @@ def _ascend(
     for _ in range(steps):
         current = current.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(LOSSES[loss](model(current), labels).sum(), current)
-        current = _gradient_step(current.detach(), images, gradient, threat, length)
+        current = project(current.detach() + length * steepest(gradient, threat.norm), images, threat)
     return current, torch.ones_like(labels, dtype=torch.bool)
 
 
@@ -141,7 +137,7 @@ def _ascend_until_broken(
             if len(keep) == 0:
                 return result, standing
         (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), current)
-        current = _gradient_step(current.detach(), images, gradient, threat, length)
+        current = project(current.detach() + length * steepest(gradient, threat.norm), images, threat)
         if step % interval == 0 and len(keep) < len(rows):
             rows, current, images, labels = rows[keep], current[keep], images[keep], labels[keep]
     still = standing[rows]

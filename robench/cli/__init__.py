@@ -13,7 +13,10 @@ import typer
 from typer.exceptions import TyperException
 
 from robench.cli import browsing, demonstrating, evaluating, importing, ranking, training
+from robench.cli.options import ARGUMENTS
 from robench.errors import RobenchError
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="robench",
@@ -40,20 +43,25 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit status."""
+    ARGUMENTS.set(arguments)
     try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
+        status = int(app(args=arguments, standalone_mode=False) or 0)
     except RobenchError as error:
         return _say(str(error), error.exit_code)
     except TyperException as error:
         return _say(f"{error.format_message()} (see robench {' '.join(arguments[:1])} --help)", 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; what was finished is kept, the same command goes on from there", 130)
+        status = _INTERRUPTED
     except BrokenPipeError:
         return 141
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}:
             raise
         return _say(f"cannot write {error.filename}: {error.strerror}; choose another --workspace", 2)
+    if status == _INTERRUPTED:
+        goes_on = "add --resume to go on" if arguments[:1] == ["train"] else "the same command goes on from there"
+        return _say(f"interrupted; what was finished is kept, {goes_on}", status)
+    return status
 
 
 def _say(problem: str, status: int) -> int:

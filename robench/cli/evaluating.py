@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -92,24 +92,25 @@ def evaluate(
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
-    if precision not in {"fp32", "tf32", "bf16", "fp64"}:
-        raise UserError(f"--precision {precision!r} is unknown; write fp32, tf32, bf16 or fp64")
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
     threats = [ThreatModel.parse(text) for text in threat or ()]
     attacks = list(attack or ())
     if suite or not attacks:
         attacks = [*planning.load_suite(suite or planning.DEFAULT_SUITE).attacks, *attacks]
     for text in attacks:
         planning.attack_settings(text)
+    by_default = examples is None and not all_examples
     options = Options(
-        place,
-        dataset,
-        None if all_examples else examples or _DEFAULT_EXAMPLES,
-        examples is None and not all_examples,
-        threats,
-        attacks,
-        seed,
-        precision,
-        device,  # type: ignore[arg-type]
+        workspace=place,
+        dataset=dataset,
+        examples=_DEFAULT_EXAMPLES if by_default else examples,
+        examples_by_default=by_default,
+        threats=threats,
+        attacks=attacks,
+        seed=seed,
+        precision=cast(Precision, precision),
+        device=device,
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
@@ -216,8 +217,8 @@ def run(
     from robench.preflight import preflight
     from robench.provenance import provenance
 
-    store.check_writable()
     device = resolve_device(options.device)
+    store.check_writable()
     loaded = job.loaded or _load(job.identity.id, job.images, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
@@ -248,7 +249,7 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
             planning.estimate(spec, [], "")
         ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
-        known, begun = store.find(spec) is not None, len(store.journal_read(spec.identity)["example_id"])
+        known, begun = store.find(spec) is not None, store.journal_size(spec.identity)
         rows.append(
             {
                 "identity": spec.identity,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,12 +54,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def command_line() -> str:
-    """Return the command as it can be typed again; paths of this machine are shortened to their names."""
-    import shlex
+_ABSOLUTE_FOLDER = re.compile(r"(?:(?<=^)|(?<=[:=]))/(?:[^/:]+/)*")
 
-    words = [Path(word).name if word.startswith(os.sep) else word for word in sys.argv[1:]]
-    return shlex.join(["robench", *words])
+#: What the running command was given.
+ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
+
+
+def command_line() -> str:
+    """Return the command as it can be typed again; absolute paths of this machine are shortened to their names."""
+    return shlex.join(["robench", *(_ABSOLUTE_FOLDER.sub("", word) for word in ARGUMENTS.get())])
 
 
 def print_json(value: Any) -> None:

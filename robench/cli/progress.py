@@ -41,7 +41,8 @@ class Bars:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._progress.stop()
+        if self.drawn:
+            self._progress.stop()
 
     def add(self, description: str, total: float) -> TaskID:
         """Begin a piece of work."""

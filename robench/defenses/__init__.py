@@ -4,10 +4,10 @@ An objective is called once per batch, inside the training loop's autocast, with
 
     objective(model, images, labels, *, random, progress, **parameters) -> LossParts
 
-`images` `(N, C, H, W)` in [0, 1] and `labels` `(N,)` int64 are the augmented batch; `random` holds the examples' numbers for
-this epoch; `progress` is the share of the training that is done, in [0, 1). An objective that takes `threat` is given the
-recipe's. The loop differentiates `total` and takes the step; an objective leaves the images, the network's mode and the
-global random state as they were.
+`images` `(N, C, H, W)` in [0, 1] and `labels` `(N,)` int64 are the augmented batch; `random` holds the examples'
+numbers for this epoch; `progress` is the share of the training that is done, in [0, 1). An objective that takes
+`threat` is given the recipe's. The loop differentiates `total` and takes the step; an objective leaves the images and
+the network's mode as they were. Dropout draws from torch's global generator, which the loop seeds for every step.
 
 A class is constructed once with its parameters and then called the same way. If it has `state_dict()` (tensors by name)
 and `load_state_dict(state)`, its state is saved in checkpoints and comes back on resume. One objective may call another

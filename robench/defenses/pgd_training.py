@@ -41,10 +41,10 @@ def pgd_training(
         steps: gradient steps of the inner maximisation.
         step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps.
         start: a random point of the ball, or the image itself.
-        attack_mode: the network's mode during the inner maximisation. `train`, as in the paper's code, normalises by the
-            batch and updates running statistics with the iterates; `eval` uses the running statistics.
-        warmup: share of the training over which radius and step size grow linearly from 0. At Linf@0.3 on MNIST training
-            with the full radius from the start can remain at constant predictions for epochs.
+        attack_mode: the network's mode during the inner maximisation. `train`, as in the paper's code, normalises by
+            the batch and updates running statistics with the iterates; `eval` uses the running statistics.
+        warmup: share of the training over which radius and step size grow linearly from 0. At Linf@0.3 on MNIST
+            training with the full radius from the start can remain at constant predictions for epochs.
     """
     if progress < warmup:
         share = exact_fraction(progress / warmup)

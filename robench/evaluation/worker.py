@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
-from robench.classifier import Classifier, QueryCounter, frozen, search_copy, tensor_float32
+from robench.classifier import Classifier, QueryCounter, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import PreflightFailed, RobenchError
 from robench.evaluation.shards import Shard, ShardResult
@@ -29,9 +29,10 @@ from robench.records import Cost, EvalSpec, Precision, ShardError
 _CANDIDATE_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 _WORTHWHILE = 0.97
 #: On a CPU speed hardly depends on the batch size from 64 images on, and a trial could cost more than it gains: the
-#: largest batch is taken whose activations fit in so many bytes. Gradients, at most as large, come on top.
-_CPU_LARGEST_BATCH = 512
-_CPU_ACTIVATIONS = 2**29
+#: largest batch is taken whose activations fit in so many bytes. Gradients and work space, several times as much, come
+#: on top.
+_CPU_BATCHES = 64, 512
+_CPU_ACTIVATIONS = 2**26
 
 #: Where the search copy and the judge may disagree is looked for in such a share of the batch at a time.
 _NARROWEST_SHARE = 8
@@ -75,6 +76,7 @@ class Worker:
         self.search = QueryCounter(search_copy(model, precision=precision, device=device))
         self.second_search = QueryCounter(self.judge)
         self.allow_tf32 = precision == "tf32"
+        self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
@@ -107,6 +109,7 @@ class Worker:
             return ShardResult(shard, {}, self._cost(before, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found = np.concatenate(kept) if kept else None
+        give_back_buffers()
         return ShardResult(shard, rows, self._cost(before, started), None, found)
 
     def _passes(self) -> tuple[int, int]:
@@ -165,7 +168,7 @@ class Worker:
         adversarial = images.clone()
         prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         if len(attacked):
-            found, answer = self._attack(spec, ids, images, labels, attacked)
+            found, answer = self._attack(spec, ids, images, labels, rows=attacked)
             adversarial[attacked], prediction[attacked] = found, answer
         difference = adversarial.double() - images.double()
         rows: dict[str, NDArray[Any]] = {
@@ -182,7 +185,7 @@ class Worker:
         return rows, adversarial
 
     def _attack(
-        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor, rows: Tensor
+        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor, *, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return adversarial images for `rows`, valid ones, and what the judge says of them."""
         attack = catalog.find("attacks", spec.attack.entry).load().attack
@@ -208,7 +211,8 @@ class Worker:
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
             if violation := find_violation(found, images[some], spec.threat):
                 raise InvalidAnswer(*violation)
-            return found.detach()
+            adversarial: Tensor = found.detach()
+            return adversarial
 
         adversarial = search(self.search, rows)
         logits = self._judged(adversarial)
@@ -232,7 +236,8 @@ class Worker:
         narrowest = margin(logits, labels).argsort(descending=True)
         standing = narrowest[logits[narrowest].argmax(1) == labels[narrowest]]
         disputed = [standing[:0]]
-        for rows in standing.split(max(1, -(-len(standing) // _NARROWEST_SHARE))) if len(standing) else ():
+        parts = 1 if self.coarse else _NARROWEST_SHARE
+        for rows in standing.split(max(1, -(-len(standing) // parts))) if len(standing) else ():
             believed = self.search(adversarial[rows]).argmax(1)
             disputed.append(rows[believed != labels[rows]])
             if len(disputed[-1]) == 0:
@@ -243,7 +248,8 @@ class Worker:
     def _judged(self, images: Tensor) -> Tensor:
         """Return the plain model's logits, without TF32 whatever the process allows."""
         with tensor_float32(allowed=False):
-            return self.judge(images)  # type: ignore[no-any-return]
+            logits: Tensor = self.judge(images)
+        return logits
 
     def _clean_answers(
         self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
@@ -277,7 +283,8 @@ class Worker:
             return sum(sizes.values())
 
         per_image = max(1, kept(2) - kept(1))
-        return max(1, min(_CPU_LARGEST_BATCH, _CPU_ACTIVATIONS // per_image))
+        smallest, largest = _CPU_BATCHES
+        return min(largest, max(smallest, _CPU_ACTIVATIONS // per_image))
 
     def _fastest_batch_size(self, ids: NDArray[np.int64]) -> int:
         """Time one gradient at growing batch sizes; stop where larger ones are no faster per image or do not fit."""

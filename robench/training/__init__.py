@@ -1,8 +1,9 @@
 """Training: a recipe becomes a registered model. One loop serves every defense.
 
-A run can be killed at any moment: it goes on from its last snapshot (`<registry>/.training/<name>/`), and on a CPU ends with
-the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by (seed, epoch, step,
-example), not by a generator's history.
+A run can be killed at any moment: it goes on from its last snapshot (`<registry>/.training/<name>/`), and on a CPU
+ends with the same bits as if nothing had happened, because order, augmentation, attacks and dropout are keyed by
+(seed, epoch, step, example), not by a generator's history. So several processes could share a training: each would take
+a part of every batch of `epoch_order`, and gradients would be summed where `Training` takes the step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from robench.checkpoints import Weights, build_classifier, require_free, save_checkpoint
-from robench.classifier import Classifier, keep_large_buffers
+from robench.classifier import keep_large_buffers
 from robench.datasets import dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.provenance import provenance
@@ -57,8 +58,8 @@ class Run:
 def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingProgress) -> ModelCard:
     """Train, register and return the card; the test split is never opened.
 
-    Raises UserError for a name that is taken, an interrupted run that is neither to be resumed nor thrown away, one that
-    had another recipe, or a loss that is no longer finite; MissingData; StorageError.
+    Raises UserError for a name that is taken, an interrupted run that is neither to be resumed nor thrown away, one
+    that had another recipe, or a loss that is no longer finite; MissingData; StorageError.
     """
     registry = workspace.model_zoo
     require_free(registry / checked_id(run.name), replace=run.replace)
@@ -122,12 +123,14 @@ def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingSt
             input_shape=facts.image_shape,
             normalization=recipe.normalization,
         )
-    model.to(device=run.device, memory_format=torch.channels_last)
+    model.to(run.device).to(memory_format=torch.channels_last)
+    with seeded(run.device, recipe.seed, "objective"):
+        objective = build_objective(recipe)
     return TrainingState(
         model=model,
         average=averaged_copy(model) if recipe.averaging is not None else None,
         optimizer=build_optimizer(recipe.optimizer, model),
-        objective=build_objective(recipe),
+        objective=objective,
     )
 
 
@@ -146,10 +149,10 @@ def _examiner(recipe: Recipe, run: Run, workspace: Workspace) -> Examiner:
 
 def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Workspace, folder: Path) -> ModelCard:
     facts = dataset_facts(recipe.dataset, workspace)
-    best, last = state.best, _network(weights_of(state.result))
+    best, model = state.best, state.result
     assert best is not None, "the last epoch is always measured"
     final = {k.removeprefix("validation_"): v for k, v in state.rows[-1].items() if k.startswith("validation_")}
-    model = state.result if isinstance(state.result, Classifier) else state.model
+    last = Weights(state=_network(weights_of(model)), epoch=state.epoch, validation=final)
     return save_checkpoint(
         model,
         workspace.model_zoo,
@@ -160,7 +163,8 @@ def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Work
             "dataset": facts.name,
             "data_licence": facts.licence,
             "threat": recipe.threat,
-            "recipe": recipe.model_dump(mode="json"),
+            # The recorded name of the data: a path of this machine says nothing elsewhere.
+            "recipe": recipe.model_copy(update={"dataset": facts.name}).model_dump(mode="json"),
             "scale": recipe.scale,
             "clean_accuracy": proportion(best.counts["clean"], best.counts["examples"]),
             "clean_accuracy_split": "validation",
@@ -169,7 +173,7 @@ def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Work
             "provenance": provenance(run.device, run.command),
         },
         selected=Weights(state=_network(best.weights), epoch=best.epoch, validation=best.validation),
-        last=None if best.epoch == state.epoch else Weights(state=last, epoch=state.epoch, validation=final),
+        last=None if best.epoch == state.epoch else last,
         extra_files={name: (folder / name).read_bytes() for name in ("training.csv", "scalars.jsonl")},
         replace=run.replace,
     )

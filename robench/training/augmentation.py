@@ -11,7 +11,7 @@ from robench.recipe import CropFlip, NoAugmentation
 
 
 def augmented(images: Tensor, augmentation: NoAugmentation | CropFlip, random: RandomStream) -> Tensor:
-    """Return uint8 images `(N, C, H, W)` cropped and mirrored as the recipe says; the same for an example in any batch."""
+    """Return uint8 images `(N, C, H, W)` cropped and mirrored as the recipe says, each the same in any batch."""
     if isinstance(augmentation, NoAugmentation):
         return images
     pad = augmentation.pad

@@ -66,8 +66,8 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 def epoch_order(examples: int, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
     """Return the ids of each batch of an epoch: a permutation keyed by (seed, epoch), cut into nearly equal batches.
 
-    Sizes differ by one at most: a small last batch would weigh its examples more, and one of a single example has no batch
-    statistics.
+    Sizes differ by one at most: a small last batch would weigh its examples more, and one of a single example has no
+    batch statistics.
     """
     words = RandomStream(seed, torch.arange(examples), ("order", epoch)).words(2)
     order = torch.argsort((words[:, 0] << 31) ^ words[:, 1], stable=True)

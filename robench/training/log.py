@@ -27,7 +27,8 @@ class ScalarsFile:
     """JSON lines of single steps; what was written after the snapshot that is resumed from is cut off."""
 
     def __init__(self, path: Path, length: int) -> None:
-        """Open the file for appending after its first `length` bytes."""
+        """Open the file for appending after its first `length` bytes; raise StorageError if it cannot be written."""
+        self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
@@ -48,6 +49,9 @@ class ScalarsFile:
         self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
 
     def flushed(self) -> int:
-        """Hand everything to the system and return the file's length in bytes."""
-        self._file.flush()
+        """Hand everything to the system and return the file's length in bytes; raise StorageError on a full disk."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be written: {error.strerror}") from None
         return self._file.tell()

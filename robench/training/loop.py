@@ -108,7 +108,7 @@ class Training:
                     progress=total_step / (recipe.epochs * self.steps_per_epoch),
                 )
             state.optimizer.zero_grad()
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            loss.total.backward()
             state.optimizer.step()
         if state.average is not None and recipe.averaging is not None:
             update_average(state.average, state.model, decay=recipe.averaging, step=total_step)
@@ -150,9 +150,10 @@ class Training:
 
     def _diverged(self, state: TrainingState) -> None:
         kept = f"; the last good checkpoint is kept in {self.folder}" if self.snapshot.exists() else ""
+        place = f"epoch {state.epoch + 1}, step {state.step} of {self.steps_per_epoch}"
         raise UserError(
-            f"training is no longer finite at epoch {state.epoch + 1}, step {state.step} of {self.steps_per_epoch}{kept}; "
-            f"try a lower learning rate: --set optimizer.lr={self.recipe.optimizer.lr / 10:g}"
+            f"training is no longer finite at {place}{kept}; "
+            f"try a lower learning rate: --restart --set optimizer.lr={self.recipe.optimizer.lr / 10:g}"
         )
 
 

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from robench.classifier import Classifier
 from robench.recipe import Adam, Sgd
 
 
@@ -23,7 +24,7 @@ def build_optimizer(settings: Sgd | Adam, model: nn.Module) -> torch.optim.Optim
     )
 
 
-def averaged_copy(model: nn.Module) -> nn.Module:
+def averaged_copy(model: Classifier) -> Classifier:
     """Return a copy of the network that holds the moving average; it takes no gradient."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 

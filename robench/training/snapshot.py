@@ -22,7 +22,10 @@ Tensors = dict[str, Tensor]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the former or the new content; raise StorageError if it cannot."""
+    """Write a file so that a crash at any moment leaves the former or the new content.
+
+    Raises StorageError where it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,10 @@ def write_snapshot(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str
 
 
 def read_snapshot(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return what :func:`write_snapshot` wrote; raise UnsafeFile for a damaged file, UserError for another version's."""
+    """Return what :func:`write_snapshot` wrote.
+
+    Raises UnsafeFile for a damaged file, UserError for one of another version.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["robench"])

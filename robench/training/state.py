@@ -33,7 +33,7 @@ class TrainingState:
     """The moving parts of a training, between two steps."""
 
     model: Classifier
-    average: nn.Module | None
+    average: Classifier | None
     optimizer: torch.optim.Optimizer
     objective: Objective
     epoch: int = 0
@@ -50,7 +50,7 @@ class TrainingState:
     """Bytes of the scalars' file that belong to the steps done."""
 
     @property
-    def result(self) -> nn.Module:
+    def result(self) -> Classifier:
         """Return what is measured and kept: the average where there is one, else the model."""
         return self.average or self.model
 
@@ -70,6 +70,8 @@ class TrainingState:
     def facts(self) -> dict[str, Any]:
         """Return everything else, as JSON values."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "step", "rows", "seconds", "scalars")}
+        # Files of tensors are sorted by name; the log's columns are in the order of the parts.
+        facts["sums"] = list(self.sums)
         if self.best:
             facts["best"] = {name: getattr(self.best, name) for name in ("epoch", "validation", "counts")}
         return facts
@@ -82,7 +84,7 @@ class TrainingState:
             self.average.load_state_dict(part("average", tensors))
         _restore_optimizer(self.optimizer, part("optimizer", tensors))
         self.objective.restore({name: value.to(device) for name, value in part("objective", tensors).items()})
-        self.sums = {name: value.to(device) for name, value in part("sums", tensors).items()}
+        self.sums = {name: tensors[f"sums/{name}"].to(device) for name in facts["sums"]}
         for name in ("epoch", "step", "rows", "seconds", "scalars"):
             setattr(self, name, facts[name])
         self.best = Chosen(**facts["best"], weights=part("best", tensors)) if "best" in facts else None
@@ -112,7 +114,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> No
     for key, value in tensors.items():
         number, _, name = key.partition("/")
         parameter = parameters[int(number)]
-        if value.shape == parameter.shape:
-            # The parameter's memory format too: arithmetic on another one may round differently.
-            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        optimizer.state[parameter][name] = value
+        # In the parameter's memory format: arithmetic on another one may round differently. Step counts have none.
+        same = value.shape == parameter.shape
+        optimizer.state[parameter][name] = torch.empty_like(parameter.detach()).copy_(value) if same else value

@@ -80,4 +80,5 @@ class Examiner:
 
 @torch.no_grad()
 def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return model(images).argmax(1) == labels
+    correct: Tensor = model(images).argmax(1) == labels
+    return correct

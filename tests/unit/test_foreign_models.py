@@ -75,8 +75,7 @@ def test_the_identity_of_a_users_model_is_its_name_its_tensors_and_its_source(fi
     assert loaded.identity.weights_sha256 == state_sha256(loaded.model.network)
     file.write_text(file.read_text() + "\n# changed\n")
     changed = load_model(f"{file}:make", place, input_shape=(1, 4, 4), num_classes=5)
-    assert changed.identity.weights_sha256 == loaded.identity.weights_sha256
-    assert changed.identity != loaded.identity
+    assert changed.identity.architecture != loaded.identity.architecture
 
 
 @pytest.mark.parametrize(

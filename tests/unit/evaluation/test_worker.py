@@ -109,6 +109,7 @@ def test_a_failing_attack_is_an_error_and_never_robust(model, images, spec_of, m
 
 def test_a_cpu_takes_batches_whose_activations_fit(model, images, spec_of, monkeypatch):
     # In float64 the image and the 6 maps of 4x4 after the ReLU are kept; the weights, kept once, do not count.
+    monkeypatch.setattr(worker_module, "_CPU_BATCHES", (1, 512))
     monkeypatch.setattr(worker_module, "_CPU_ACTIVATIONS", 30 * ((1 + 6) * 4 * 4 * 8) + 1)
     spec, ids = spec_of()
     worker = Worker(model, images, device=CPU, precision="fp64")

@@ -15,8 +15,8 @@ import pytest
 from synthetic import card, first_of, put, sha, spec
 
 from robench.errors import StorageError, UnknownName, UserError
-from robench.reporting import write_leaderboards
 from robench.registry import read_cards
+from robench.reporting import write_leaderboards
 from robench.store import Store
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "leaderboards"

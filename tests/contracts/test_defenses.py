@@ -1,0 +1,221 @@
+"""What every defense of the catalog promises; a new file in robench/defenses/ is tested by itself."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from robench import catalog
+from robench.random_streams import RandomStream
+from robench.recipe import parse_recipe
+from robench.threat_model import NORMS, ThreatModel
+from robench.training.objective import build_objective
+from tests.models import SmallNet, numbers, pictures
+
+DEFENSES = list(catalog.plugins("defenses").values())
+EPSILON = {"Linf": "0.05", "L2": "0.3"}
+
+
+def _wants_threat(plugin) -> bool:
+    code = plugin.load().objective
+    return "threat" in inspect.signature(code.__call__ if inspect.isclass(code) else code).parameters
+
+
+CASES = [(p, norm) for p in DEFENSES for norm in (NORMS if _wants_threat(p) else [None])]
+each_defense = pytest.mark.parametrize(
+    ("plugin", "norm"), CASES, ids=[p.name + (f"-{norm}" if norm else "") for p, norm in CASES]
+)
+
+
+def objective_of(plugin, norm):
+    threat = f"{norm}@{EPSILON[norm]}" if norm else None
+    recipe = {
+        "summary": "s",
+        "source": "p",
+        "dataset": "digits",
+        "epochs": 1,
+        "batch_size": 8,
+        "architecture": {"name": "digits_cnn"},
+        "defense": {"name": plugin.name},
+        "threat": threat,
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "selection": {"metric": "clean_accuracy"},
+    }
+    return build_objective(parse_recipe(recipe, origin="test"))
+
+
+class SmoothNet(nn.Module):
+    """Differentiable everywhere and the same in both modes: differences of losses are gradients.
+
+    How an inner maximisation moves with the weights is no part of the gradient (Danskin's theorem). So while weights
+    are changed a little, the network is shown what it was shown before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(16, 6, dtype=torch.float64)
+        self.last = nn.Linear(6, 4, dtype=torch.float64)
+        with torch.no_grad():
+            for position, parameter in enumerate(self.parameters()):
+                parameter.copy_(0.5 * numbers(*parameter.shape, seed=position))
+        self.shown = []
+        self.replay = None
+
+    def forward(self, images):
+        if self.last.weight.requires_grad:  # an inner maximisation freezes the weights
+            if self.replay is None:
+                self.shown.append(images.detach().clone())
+            else:
+                images = images + (next(self.replay) - images).detach()
+        return self.last(torch.tanh(self.hidden(images.flatten(1))))
+
+
+def batch(classes, count=6, dtype=torch.float64):
+    images = pictures(count).to(dtype)
+    return images, torch.arange(count) % classes, RandomStream(3, torch.arange(count), ("test",))
+
+
+@each_defense
+def test_gradients_agree_with_finite_differences(plugin, norm):
+    model, objective = SmoothNet(), objective_of(plugin, norm)
+    images, labels, random = batch(4)
+
+    def loss():
+        return objective(model, images, labels, random=random, progress=0.5).total
+
+    def replayed():
+        model.replay = iter(model.shown)
+        return loss().item()
+
+    loss().backward()
+    step = 1e-6
+    for parameter in model.parameters():
+        flat = parameter.data.view(-1)
+        for position in range(0, len(flat), max(1, len(flat) // 4)):
+            before = flat[position].item()
+            flat[position] = before + step
+            above = replayed()
+            flat[position] = before - step
+            below = replayed()
+            flat[position] = before
+            expected = (above - below) / (2 * step)
+            assert parameter.grad.view(-1)[position].item() == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+@each_defense
+def test_every_weight_gets_a_gradient(plugin, norm):
+    model = SmallNet().train()
+    images, labels, random = batch(5, dtype=torch.float32)
+    loss = objective_of(plugin, norm)(model, images, labels, random=random, progress=0.5)
+    assert loss.total.shape == ()
+    loss.total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if name != "features.0.bias":  # a constant before a batch norm changes nothing
+            assert parameter.grad.abs().sum() > 0, name
+
+
+@each_defense
+def test_same_stream_same_loss_and_parts_are_plain_numbers(plugin, norm):
+    images, labels, random = batch(5, dtype=torch.float32)
+    results = [
+        objective_of(plugin, norm)(SmallNet().train(), images, labels, random=random, progress=0.5) for _ in range(2)
+    ]
+    assert results[0].total.item() == results[1].total.item()
+    assert "accuracy" in results[0].parts
+    for name, value in results[0].parts.items():
+        assert value.shape == (), name
+        assert not value.requires_grad, name
+        assert value.item() == results[1].parts[name].item(), name
+
+
+@each_defense
+@pytest.mark.parametrize("training", [True, False])
+def test_leaves_images_flags_modes_and_generators_alone(plugin, norm, training):
+    model = SmallNet().train(training)
+    model.features[1].eval()
+    images, labels, random = batch(5, dtype=torch.float32)
+    before = images.clone(), torch.get_rng_state(), [m.training for m in model.modules()]
+    objective_of(plugin, norm)(model, images, labels, random=random, progress=0.5)
+    assert torch.equal(images, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert [m.training for m in model.modules()] == before[2]
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@each_defense
+def test_progress_from_start_to_end(plugin, norm):
+    images, labels, random = batch(5, dtype=torch.float32)
+    for progress in (0.0, 0.999):
+        loss = objective_of(plugin, norm)(SmallNet().train(), images, labels, random=random, progress=progress)
+        assert loss.total.isfinite()
+
+
+@pytest.mark.parametrize("plugin", DEFENSES, ids=lambda p: p.name)
+def test_entry_agrees_with_its_file(plugin):
+    entry = plugin.load()
+    assert entry.name == plugin.entry
+    assert entry.source
+    code = entry.objective.__call__ if inspect.isclass(entry.objective) else entry.objective
+    parameters = [p for p in inspect.signature(code).parameters if p != "self"]
+    assert parameters[:3] == ["model", "images", "labels"]
+    assert {"random", "progress"} <= set(parameters)
+
+
+def test_pgd_training_of_a_linear_net_is_the_closed_form():
+    # Two classes, linear logits: the worst image moves every pixel by epsilon against the difference of the weights.
+    weight = torch.tensor([[1.0, -2.0], [-0.5, 1.0]], dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False, dtype=torch.float64))
+    model[1].weight.data.copy_(weight)
+    images = torch.tensor([[0.4, 0.6], [0.5, 0.5]], dtype=torch.float64).view(2, 1, 1, 2)
+    labels = torch.tensor([0, 1])
+    loss = (
+        catalog.find("defenses", "pgd_training")
+        .load()
+        .objective(
+            model,
+            images,
+            labels,
+            random=RandomStream(0, torch.arange(2)),
+            progress=0.0,
+            threat=ThreatModel.parse("Linf@0.1"),
+            steps=5,
+        )
+    )
+    gaps = []
+    for row, label in enumerate(labels.tolist()):
+        difference = weight[label] - weight[1 - label]
+        gaps.append((difference * images[row].flatten()).sum() - 0.1 * difference.abs().sum())
+    expected = torch.log1p(torch.exp(-torch.stack(gaps))).mean()
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_warmup_shrinks_radius_and_step_size():
+    images, labels, random = batch(4)
+    objective = catalog.find("defenses", "pgd_training").load().objective
+    model = SmoothNet()
+
+    def loss(progress, threat, **options):
+        parsed = ThreatModel.parse(threat)
+        return objective(model, images, labels, random=random, progress=progress, threat=parsed, **options).total.item()
+
+    clean = nn.functional.cross_entropy(model(images), labels).item()
+    assert loss(0.0, "Linf@0.2", warmup=0.4, step_size=0.04) == clean
+    assert loss(0.1, "Linf@0.2", warmup=0.4, step_size=0.04) == loss(0.9, "Linf@0.05", step_size=0.01)
+    assert loss(0.4, "Linf@0.2", warmup=0.4) == loss(0.4, "Linf@0.2")
+
+
+@pytest.mark.parametrize(("attack_mode", "moves"), [("train", True), ("eval", False)])
+def test_attack_mode_decides_whether_iterates_move_running_statistics(attack_mode, moves):
+    images, labels, random = batch(5, dtype=torch.float32)
+    model, reference = SmallNet().train(), SmallNet().train()
+    objective = catalog.find("defenses", "pgd_training").load().objective
+    threat = ThreatModel.parse("Linf@0.05")
+    objective(model, images, labels, random=random, progress=0, threat=threat, steps=3, attack_mode=attack_mode)
+    reference(images)
+    passes = model.features[1].num_batches_tracked - reference.features[1].num_batches_tracked
+    assert (passes.item() > 0) is moves

@@ -1,0 +1,51 @@
+"""What every recipe of the catalog promises; a new file in robench/recipes/ is tested by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robench import catalog
+from robench.checkpoints import build_classifier
+from robench.recipe import apply_settings, load_recipe
+from robench.training.objective import build_objective
+from robench.training.schedules import learning_rate
+
+each_recipe = pytest.mark.parametrize("name", list(catalog.plugins("recipes")))
+
+
+@each_recipe
+def test_builds_a_network_that_fits_its_data(name):
+    recipe = load_recipe(name)
+    dataset = catalog.find("datasets", recipe.dataset).facts
+    # On the meta device shapes are checked and nothing is computed.
+    with torch.device("meta"):
+        model = build_classifier(
+            recipe.architecture,
+            num_classes=len(dataset["classes"]),
+            input_shape=dataset["image_shape"],
+            normalization=recipe.normalization,
+        )
+        logits = model.eval()(torch.empty(2, *dataset["image_shape"]))
+    assert logits.shape == (2, len(dataset["classes"]))
+
+
+@each_recipe
+def test_defense_and_threat_go_together(name):
+    build_objective(load_recipe(name))
+
+
+@each_recipe
+def test_learning_rates_are_positive_and_reach_the_stated_one(name):
+    recipe = load_recipe(name)
+    rates = [learning_rate(recipe, step, 20) for step in range(recipe.epochs * 20)]
+    assert min(rates) > 0
+    assert max(rates) == pytest.approx(recipe.optimizer.lr, rel=0.05)
+
+
+@each_recipe
+def test_says_where_it_is_from_and_takes_settings(name):
+    recipe = load_recipe(name)
+    assert recipe.summary
+    assert recipe.source
+    assert apply_settings(recipe, ["seed=7"]).seed == 7

@@ -1,0 +1,101 @@
+"""What is committed holds together, and a sample of it comes out again when it is computed anew."""
+
+from __future__ import annotations
+
+import filecmp
+
+import numpy as np
+import pytest
+import torch
+
+from robench import catalog
+from robench.checkpoints import load_card_model
+from robench.datasets import open_split, select_examples
+from robench.evaluation.shards import Shard
+from robench.evaluation.worker import Worker
+from robench.registry import read_cards
+from robench.reporting import write_leaderboards
+from robench.store import Store
+from robench.workspace import Workspace
+from tests.flow.conftest import ROOT
+
+CARDS = read_cards([ROOT / "model_zoo"])
+STORE = Store(ROOT / "reports")
+RECORDS = [stored.record for stored in STORE.records()]
+
+
+def name_of(record):
+    return f"{record.spec.model.id}-{record.spec.attack.name}"
+
+
+def test_both_twins_are_there_with_three_attacks_on_all_test_images():
+    found = {(r.spec.model.id, r.spec.attack.name): r for r in RECORDS if str(r.spec.threat) == "Linf@0.3"}
+    for attack in ("fgsm", "pgd-20", "pgd-40"):
+        for model in ("mnist-standard", "mnist-pgd"):
+            assert found[model, attack].robust.n == 10_000
+    assert found["mnist-pgd", "pgd-40"].robust.value > 0.85
+    assert found["mnist-standard", "pgd-40"].robust.value < 0.01
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_weights_match_their_card_and_golden_logits(name):
+    folder, card = CARDS[name]
+    assert load_card_model(card, folder).num_classes == card.num_classes
+    assert (folder / "training.csv").read_text().count("\n") == card.recipe["epochs"] + 1
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name_of)
+def test_records_are_of_these_weights_and_follow_from_their_rows(record):
+    card = CARDS[record.spec.model.id].card
+    assert record.status == "complete"
+    assert record.spec.model.weights_sha256 == card.weights.sha256
+    rows = STORE.outcomes(record)
+    assert len(rows["example_id"]) == record.robust.n == record.spec.examples.count
+    assert record.robust.successes == rows["robust"].sum()
+    assert record.clean.successes == (rows["clean_rank"] == 0).sum()
+    assert (rows["robust"] == ((rows["adversarial_prediction"] == rows["label"]) & rows["attacked"])).all()
+    assert rows[record.spec.threat.norm.lower()].max() <= record.spec.threat.radius + 1e-6
+
+
+def test_more_steps_break_no_fewer_images():
+    by_model = {}
+    for record in RECORDS:
+        by_model.setdefault(record.spec.model.id, {})[record.spec.attack.name] = record.robust.successes
+    for broken in by_model.values():
+        assert broken["fgsm"] >= broken["pgd-20"] >= broken["pgd-40"]
+
+
+def test_leaderboards_come_out_byte_for_byte(tmp_path):
+    names = list(catalog.plugins("leaderboards"))
+    # The pages link to records and cards beside them, so they are written into a mirror of the checkout.
+    for part in ("reports/records", "reports/outcomes", "model_zoo"):
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / part).symlink_to(ROOT / part)
+    out = tmp_path / "reports" / "leaderboards"
+    store = Store(tmp_path / "reports")
+    written = write_leaderboards(names, store, read_cards([tmp_path / "model_zoo"]), out)
+    committed = ROOT / "reports" / "leaderboards"
+    assert {p.relative_to(out) for p in written} == {
+        p.relative_to(committed) for p in committed.rglob("*") if p.is_file()
+    }
+    for path in written:
+        assert filecmp.cmp(path, committed / path.relative_to(out), shallow=False), path.relative_to(out)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("record", RECORDS, ids=name_of)
+def test_a_sample_comes_out_again(record, data_root, tmp_path):
+    spec = record.spec
+    place = Workspace(root=ROOT, data_root=data_root, user_zoo=tmp_path)
+    images = open_split(spec.examples.dataset, spec.examples.split, place)
+    examples, ids = select_examples(images, dataset="mnist", split="test", count=spec.examples.count)
+    assert examples == spec.examples, "the data and the choice of examples are those of the record"
+    folder, card = CARDS[spec.model.id]
+    worker = Worker(load_card_model(card, folder), images, device=torch.device("cpu"), precision="fp32", batch_size=50)
+    sample = ids[::200]
+    found = worker(Shard(spec, sample)).rows
+    stored = STORE.outcomes(record)
+    rows = np.searchsorted(stored["example_id"], sample)
+    # Rounding in float32 may turn a rare example; a wrong weight, image, label, seed or step turns many.
+    assert (found["robust"] != stored["robust"][rows]).sum() <= 1
+    assert (found["clean_prediction"] == stored["clean_prediction"][rows]).all()

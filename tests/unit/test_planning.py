@@ -1,0 +1,100 @@
+"""Questions, their names and their costs follow from what was asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from robench import catalog, planning
+from robench.errors import UserError
+from robench.records import Configured, EvalSpec, Examples, ModelIdentity
+from robench.threat_model import ThreatModel
+
+MODEL = ModelIdentity(id="m", weights_sha256="a" * 64, architecture=Configured(name="small_cnn"))
+EXAMPLES = Examples(
+    dataset="mnist", split="test", split_sha256="b" * 64, split_size=10_000, count=500, ids_sha256="c" * 64
+)
+LINF, L2 = ThreatModel.parse("Linf@0.3"), ThreatModel.parse("L2@2")
+
+
+def request(**changes):
+    fields = {"model": MODEL, "examples": EXAMPLES, "threats": [LINF], "attacks": ["pgd-20"], **changes}
+    return planning.Request(**fields)
+
+
+def test_plan_is_every_attack_under_every_threat_once():
+    specs = planning.plan(request(threats=[LINF, L2], attacks=["fgsm", "pgd-20", "pgd-20"]))
+    assert [(str(s.threat), s.attack.name) for s in specs] == [
+        ("Linf@0.3", "fgsm"),
+        ("Linf@0.3", "pgd-20"),
+        ("L2@2", "fgsm"),
+        ("L2@2", "pgd-20"),
+    ]
+    assert specs[1].attack.parameters["steps"] == 20
+    assert specs[1].attack.parameters["restarts"] == 1
+
+
+def test_everything_that_can_change_the_number_changes_the_identity():
+    (base,) = planning.plan(request())
+    others = [
+        request(seed=1),
+        request(precision="bf16"),
+        request(threats=[L2]),
+        request(threats=[ThreatModel.parse("Linf@0.31")]),
+        request(attacks=["pgd-40"]),
+        request(attacks=["pgd-20:step_size=0.01"]),
+        request(model=MODEL.model_copy(update={"weights_sha256": "d" * 64})),
+        request(model=MODEL.model_copy(update={"architecture": Configured(name="lenet5")})),
+        request(examples=EXAMPLES.model_copy(update={"ids_sha256": "e" * 64})),
+        request(examples=EXAMPLES.model_copy(update={"split_sha256": "f" * 64})),
+    ]
+    identities = {base.identity} | {planning.plan(r)[0].identity for r in others}
+    assert len(identities) == 1 + len(others)
+    newer = base.model_copy(update={"attack": base.attack.model_copy(update={"version": 2})})
+    assert newer.identity not in identities
+
+
+def test_the_same_question_typed_otherwise_has_the_same_name():
+    (typed,) = planning.plan(request(attacks=["pgd-20:steps=20,restarts=1"]))
+    (plain,) = planning.plan(request())
+    assert typed.identity == plain.identity
+    assert EvalSpec.from_json(plain.to_json(), origin="here").identity == plain.identity
+
+
+def test_an_identity_is_for_ever():
+    """Frozen: if this changes, every stored record is orphaned."""
+    (spec,) = planning.plan(request())
+    assert spec.identity == "e7f900359ed93736"
+
+
+@pytest.mark.parametrize("text", ["pgd-20:steps", "pgd-20:", "pgd-20:steps=1,,"])
+def test_attacks_are_written_with_key_and_value(text):
+    with pytest.raises(UserError, match="key=value"):
+        planning.attack_settings(text)
+
+
+def test_a_norm_that_an_attack_lacks_is_refused_before_any_work(monkeypatch):
+    plugin = catalog.find("attacks", "fgsm")
+    only_l2 = catalog.Plugin("attacks", "fgsm", "fgsm", plugin.path, {**plugin.facts, "norms": ("L2",)}, {})
+    monkeypatch.setattr(catalog, "find", lambda kind, name: only_l2)
+    with pytest.raises(UserError, match="no form for Linf, only for L2"):
+        planning.identify_attack("fgsm", LINF)
+
+
+def test_estimates_bound_the_cost():
+    (spec,) = planning.plan(request(attacks=["pgd-20:restarts=3"]))
+    assert planning.estimate(spec, [], "cpu") == planning.Estimate(500 * 60, None)
+
+
+def test_suites_are_checked_as_a_whole(monkeypatch, tmp_path):
+    assert planning.load_suite("baseline").attacks == ("fgsm", "pgd-20", "pgd-40")
+    path = tmp_path / "wrong.toml"
+    path.write_text('summary = "s"\nsource = "s"\nattacks = ["pgd-21"]\n')
+    monkeypatch.setattr(
+        catalog,
+        "find",
+        lambda kind, name, find=catalog.find: (
+            catalog.read_toml("suites", path) if kind == "suites" else find(kind, name)
+        ),
+    )
+    with pytest.raises(catalog.PluginError, match=r"wrong\.toml is no valid suite: unknown attack 'pgd-21'"):
+        planning.load_suite("wrong")

@@ -1,0 +1,169 @@
+"""Recipes as values: TOML one to one, settings typed by their field, one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+
+from robench.errors import UnknownName, UserError
+from robench.recipe import Adam, Recipe, Sgd, apply_settings, load_recipe, parse_recipe
+
+PLAIN = {
+    "summary": "s",
+    "source": "p",
+    "dataset": "digits",
+    "epochs": 4,
+    "batch_size": 8,
+    "architecture": {"name": "digits_cnn"},
+    "defense": {"name": "standard"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "selection": {"metric": "clean_accuracy"},
+}
+
+
+def parsed(**changes) -> Recipe:
+    return parse_recipe({**PLAIN, **changes}, origin="recipe x")
+
+
+def pgd_recipe() -> Recipe:
+    selection = {"metric": "robust_accuracy", "attack": "pgd-10"}
+    return parsed(threat="Linf@8/255", defense={"name": "pgd_training"}, selection=selection)
+
+
+def test_plugins_get_all_their_parameters():
+    parameters = pgd_recipe().defense.parameters
+    assert parameters["steps"] == 10
+    assert parameters["attack_mode"] == "train"
+    assert "threat" not in parameters
+
+
+def test_what_is_written_reads_back_equal():
+    recipe = pgd_recipe()
+    assert Recipe.from_json(recipe.to_json(), origin="x") == recipe
+    assert recipe.model_dump(mode="json")["threat"] == "Linf@8/255"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"epoch": 3}, "unknown key epoch; did you mean 'epochs'?"),
+        (
+            {"optimizer": {"name": "sgd", "lr": 1, "momentun": 0.9}},
+            "unknown key optimizer.momentun; did you mean 'momentum'?",
+        ),
+        ({"optimizer": {"name": "adam", "lr": 1, "nesterov": True}}, "unknown key optimizer.nesterov"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.lr is missing"),
+        ({"optimizer": {"name": "rmsprop", "lr": 1}}, "optimizer"),
+        ({"epochs": 0}, "epochs = 0"),
+        ({"schedule": {"name": "step", "milestones": [3, 2]}}, "must ascend"),
+        ({"selection": {"metric": "robust_accuracy"}}, "selection.metric robust_accuracy needs selection.attack"),
+        ({"selection": {"metric": "clean_accuracy", "attack": "pgd-10"}}, "selection.attack needs selection.threat"),
+        ({"threat": "Linf@8"}, "write 8/255"),
+        ({"defense": {"name": "pgd_training", "parameters": {"step": 3}}}, "no parameter step; did you mean 'steps'"),
+        ({"architecture": {"name": "digits_cnnn"}}, "did you mean 'digits_cnn'"),
+        ({"dataset": "digit"}, "did you mean 'digits'?"),
+        ({"normalization": {"mean": [0.5], "std": [0.2, 0.2]}}, "differ in length"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(changes, text):
+    with pytest.raises(UserError) as caught:
+        parsed(**changes)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_typed_by_their_field():
+    recipe = apply_settings(
+        pgd_recipe(),
+        [
+            "epochs=8",
+            "optimizer.lr=2/255",
+            "optimizer.nesterov=true",
+            "defense.steps=3",
+            "defense.parameters.step_size=1/255",
+            "schedule.name=step",
+            "schedule.milestones=[2, 3.5]",
+            "threat=Linf@4/255",
+            "selection.examples=100",
+            "averaging=0.99",
+        ],
+    )
+    assert recipe.epochs == 8
+    assert isinstance(recipe.optimizer, Sgd)
+    assert recipe.optimizer.lr == 2 / 255
+    assert recipe.optimizer.nesterov is True
+    assert recipe.defense.parameters["steps"] == 3
+    assert recipe.defense.parameters["step_size"] == 1 / 255
+    assert recipe.schedule.milestones == (2, 3.5)
+    assert recipe.threat.epsilon == Fraction(4, 255)
+    assert recipe.selection.examples == 100
+    assert recipe.averaging == 0.99
+    assert apply_settings(recipe, ["selection.examples=none"]).selection.examples is None
+
+
+def test_another_name_drops_what_belongs_to_the_former_choice():
+    recipe = apply_settings(pgd_recipe(), ["optimizer.name=adam", "defense.name=standard", "threat=none", *BOTH])
+    assert recipe.optimizer == Adam(name="adam", lr=0.1)
+    assert recipe.defense.parameters == {}
+
+
+BOTH = ["selection.attack=none", "selection.metric=clean_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("epochs", "write KEY=VALUE"),
+        ("epocs=3", "did you mean 'epochs'?"),
+        ("epochs=three", "epochs = 'three'"),
+        ("epochs.x=3", "epochs is a single value"),
+        ("optimizer.learning=3", "unknown key optimizer.learning"),
+        ("optimizer.lr=fast", "'fast' is no number"),
+        ("optimizer.lr=-1", "optimizer.lr = '-1'"),
+        ("optimizer.lr.x=1", "no key below optimizer.lr"),
+        ("defense.step=3", "no parameter step; did you mean 'steps'"),
+        ("defense.steps=many", "steps = 'many'"),
+        ("defense.attack_mode=evil", "attack_mode = 'evil'"),
+        ("defense.name=pgd", "unknown defense 'pgd'"),
+        ("schedule.milestones=[2", "schedule"),
+        ("selection.attack=pgd-11", "unknown attack 'pgd-11'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(setting, text):
+    with pytest.raises(UserError) as caught:
+        apply_settings(pgd_recipe(), [setting])
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_fewer_epochs_are_said_in_scale():
+    assert apply_settings(parsed(), ["epochs=3"]).scale == "3 of 4 epochs"
+    assert apply_settings(parsed(scale="4 of 90 epochs"), ["epochs=3"]).scale == "3 of 4 epochs; 4 of 90 epochs"
+    assert apply_settings(parsed(), ["epochs=5"]).scale is None
+    assert apply_settings(parsed(), ["epochs=3", "scale=a try"]).scale == "a try"
+
+
+def test_a_file_is_read_like_a_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(str(path))
+    path.write_text("epochs = ", encoding="utf-8")
+    with pytest.raises(UserError, match="no valid TOML"):
+        load_recipe(str(path))
+    path.write_text('summary = "s"\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.toml: .* is missing"):
+        load_recipe(str(path))
+    with pytest.raises(UnknownName, match="did you mean 'mnist-pgd'"):
+        load_recipe("mnist-pdg")
+
+
+def test_reading_recipes_does_not_import_torch():
+    code = (
+        "import sys; from robench.recipe import load_recipe, apply_settings\n"
+        "apply_settings(load_recipe('mnist-pgd'), ['epochs=2'])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
