@@ -52,11 +52,14 @@ def preflight(model: Classifier, images: Tensor, labels: Tensor, *, card_accurac
 
 
 def _check_mode(model: Classifier) -> None:
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    # Named as in the user's own network; the classifier around it is ours.
+    own = type(model.network).__name__
+    names = [name.removeprefix("network").lstrip(".") for name, module in model.named_modules() if module.training]
+    training = [name or own for name in names]
     if training:
         raise PreflightFailed(
             f"the model is in train mode ({training[0]}{' and others' if len(training) > 1 else ''}): "
-            "dropout and batch statistics would be on; call .eval() where it is made"
+            "dropout and batch statistics would be on; call .eval() where it is made (return model.eval())"
         )
 
 

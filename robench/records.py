@@ -36,7 +36,9 @@ class Value(BaseModel):
         try:
             version = json.loads(text).get("schema_version", SCHEMA_VERSION)
         except (json.JSONDecodeError, AttributeError):
-            raise UserError(f"{origin} is no {cls.__name__}: it is not a JSON object") from None
+            raise UserError(
+                f"{origin} is no {cls.__name__}: it is not a JSON object; restore it, or delete it and measure again"
+            ) from None
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{origin} has schema version {version}, this robench reads {SCHEMA_VERSION}; "

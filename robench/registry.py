@@ -73,6 +73,8 @@ def find_card(name: str, workspace: Workspace) -> tuple[Path, ModelCard]:
     Raises UserError with the command to run where there is a recipe of that name but no model yet, and
     UnknownName with the nearest names where there is neither.
     """
+    if name.endswith(".py"):
+        raise UserError(f"--model {name} names no factory; write {name}:FACTORY, the function that returns the model")
     checked_id(name)
     for registry in workspace.registries:
         path = registry / name / CARD

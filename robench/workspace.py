@@ -1,8 +1,8 @@
 """Where things are: the model registries, the reports, the data root. Nothing is created by asking.
 
 A workspace is a folder with `model_zoo/` and `reports/` in it: by default the current folder, else `--workspace` or
-`ROBENCH_WORKSPACE`. Models are looked up in three registries, in this order: the workspace's, the user's own, and the
-one that is shipped with the package.
+`ROBENCH_WORKSPACE`. What is made is written there and nowhere else. Models are looked up in three registries, in this
+order: the workspace's, the user's own, and the one that is shipped with the package.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ class Workspace:
 
     @property
     def model_zoo(self) -> Path:
-        """Return the folder new models are written to: the workspace's if there is one, else the user's own."""
-        own = self.root / "model_zoo"
-        return own if own.is_dir() else self.user_zoo
+        """Return the folder that new models are written to."""
+        return self.root / "model_zoo"
 
     @property
     def registries(self) -> tuple[Path, ...]:

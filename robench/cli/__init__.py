@@ -6,7 +6,7 @@ wrong; 3: an evaluation failed); Ctrl-C is 130. Nothing here imports torch befor
 
 from __future__ import annotations
 
-import errno
+import re
 import sys
 
 import typer
@@ -49,19 +49,29 @@ def run(arguments: list[str]) -> int:
     except RobenchError as error:
         return _say(str(error), error.exit_code)
     except TyperException as error:
-        return _say(f"{error.format_message()} (see robench {' '.join(arguments[:1])} --help)", 2)
+        return _say(_usage(error.format_message(), arguments), 2)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
     except BrokenPipeError:
         return 141
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT}:
+        if error.filename is None:
             raise
-        return _say(f"cannot write {error.filename}: {error.strerror}; choose another --workspace", 2)
+        return _say(f"cannot use {error.filename}: {error.strerror}; choose another folder or file", 2)
     if status == _INTERRUPTED:
         goes_on = "add --resume to go on" if arguments[:1] == ["train"] else "the same command goes on from there"
         return _say(f"interrupted; what was finished is kept, {goes_on}", status)
     return status
+
+
+def _usage(problem: str, arguments: list[str]) -> str:
+    """Return what is wrong with the options as one line, with the value that was given."""
+    line = " ".join(problem.replace("Value error, ", "").split())
+    option = re.search(r"'(--[\w-]+)'", line)
+    if option and option[1] in arguments[:-1]:
+        line += f" (given: {arguments[arguments.index(option[1]) + 1]})"
+    known = {command.name for command in app.registered_commands}
+    return f"{line} (see robench {f'{arguments[0]} ' if arguments and arguments[0] in known else ''}--help)"
 
 
 def _say(problem: str, status: int) -> int:

@@ -63,7 +63,7 @@ def model_summary(card: ModelCard) -> dict[str, Any]:
         "architecture": card.architecture.name,
         "trained against": str(card.threat) if card.threat else "-",
         "clean accuracy": f"{percent(clean)} ({card.clean_accuracy_split})" if clean else "-",
-        "scale": card.scale or "full",
+        "scale": card.scale or ("full" if card.recipe else "imported"),
     }
 
 

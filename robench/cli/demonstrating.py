@@ -33,6 +33,8 @@ def demo(
 
     import torch
 
+    torch.set_num_threads(1)  # networks of this size only wait for a second thread
+
     from robench.cli.progress import Bars, TrainingBar
     from robench.store import Store
     from robench.training import Run, train

@@ -62,7 +62,7 @@ class Bars:
     def say(self, line: str) -> None:
         """Leave a line above the bars."""
         if not self.quiet:
-            self.console.print(line, highlight=False, markup=False)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def finish(self, task: TaskID, line: str) -> None:
         """End a piece of work and leave a line that says what came out."""

@@ -8,6 +8,7 @@ import typer
 
 from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
+from robench.errors import UserError
 from robench.workspace import Workspace
 
 
@@ -28,6 +29,8 @@ def leaderboard(
     names = table or list(catalog.plugins("leaderboards"))
     for name in names:
         catalog.find("leaderboards", name)
+    if not any((place.reports / "records").glob("*/*.json")):
+        raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     written = write_leaderboards(names, Store(place.reports), cards(place), place.reports / "leaderboards")
     if json_output:
         print_json([str(path) for path in written])

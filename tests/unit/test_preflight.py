@@ -127,11 +127,14 @@ def test_a_broken_model_is_stopped(network: type[Wrapped], message: str) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spoiled", ["", "network", "network.network.features.1"])
-def test_train_mode_is_stopped_even_of_a_single_layer(spoiled: str) -> None:
+@pytest.mark.parametrize(
+    ("spoiled", "named"),
+    [("", "Wrapped"), ("network", "Wrapped"), ("network.network.features.1", "network.features.1")],
+)
+def test_train_mode_is_stopped_even_of_a_single_layer(spoiled: str, named: str) -> None:
     model = sound()
     model.get_submodule(spoiled).training = True
-    with pytest.raises(PreflightFailed, match=f"train mode \\({spoiled or 'Classifier'}\\)"):
+    with pytest.raises(PreflightFailed, match=f"train mode \\({named}\\)"):
         preflight(model, IMAGES, labels(model))
 
 
