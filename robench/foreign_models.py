@@ -41,18 +41,18 @@ def load_foreign(reference: str, *, input_shape: tuple[int, int, int], num_class
     return Classifier(network, input_shape=input_shape, num_classes=num_classes)
 
 
-def foreign_architecture(reference: str) -> Configured:
+def foreign_architecture(reference: str, *, behaviour: str) -> Configured:
     """Return how records name a model that :func:`load_foreign` returned: without the machine's path.
 
-    For users' factories with the hash of the source file: a changed `forward` may leave all weights as they were and
-    is another model all the same.
+    For users' factories with the hash of the source file and of what the model answers (`behaviour`): a changed
+    `forward`, here or in what the file imports, leaves the weights as they were and is another model all the same.
     """
     source, _, name = reference.rpartition(":")
     if source in {"torchvision", "timm"}:
         return Configured(name=reference)
     module = sys.modules[_module_name(Path(source)) if source.endswith(".py") else source]
     digest = hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest() if module.__file__ else ""
-    return Configured(name=f"{Path(source).name}:{name}", parameters={"source_sha256": digest})
+    return Configured(name=f"{Path(source).name}:{name}", parameters={"source_sha256": digest, "behaviour": behaviour})
 
 
 def _torchvision(name: str) -> Classifier:

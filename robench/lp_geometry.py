@@ -22,7 +22,11 @@ def distance(difference: Tensor, norm: str) -> Tensor:
     flat = difference.flatten(1)
     if flat.shape[1] == 0 or flat.shape[0] == 0:
         return flat.new_zeros(flat.shape[0])
-    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)
+    if norm == "Linf":
+        return flat.abs().amax(1)
+    # Summed in float64: in float32 the norm of an ImageNet image is off by 1e-6 of itself.
+    length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    return length.to(flat.dtype)
 
 
 def project(candidate: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:

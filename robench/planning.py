@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from robench.records import (
     Value,
 )
 from robench.threat_model import ThreatModel
+from robench.workspace import PACKAGE
 
 DEFAULT_SUITE = "baseline"
 
@@ -84,7 +87,42 @@ def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
-    return AttackIdentity(name=plugin.name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
+    name = canonical_name(plugin, parameters)
+    return AttackIdentity(name=name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Return 8 hexadecimal digits of the hash of everything that computes answers."""
+    digest = hashlib.sha256()
+    files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
+    files += [PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier")]
+    for path in sorted(files):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def journal_key(spec: EvalSpec) -> str:
+    """Return the name under which a question's finished shards wait for the others.
+
+    Rows that other code computed never meet: after a change an interrupted evaluation begins anew.
+    """
+    return f"{spec.identity}.{code_fingerprint()}"
+
+
+def canonical_name(plugin: catalog.Plugin, parameters: dict[str, object]) -> str:
+    """Return the one name of an attack with these parameters, however it was typed.
+
+    It is a preset's name only if all parameters are the preset's: `pgd-100:steps=1` is `pgd:steps=1`, and
+    `pgd:steps=20` is `pgd-20`.
+    """
+    family = [p for p in catalog.plugins("attacks").values() if p.entry == plugin.entry and p.preset]
+    for preset in family:
+        if preset.settings() == parameters:
+            return preset.name
+    usual = catalog.find("attacks", plugin.entry).settings()
+    changed = [f"{key}={value}" for key, value in parameters.items() if value != usual[key]]
+    return f"{plugin.entry}:{','.join(changed)}" if changed else plugin.entry
 
 
 def plan(request: Request) -> list[EvalSpec]:

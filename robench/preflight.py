@@ -6,6 +6,7 @@ numbers. They would be published as robustness.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,17 +14,27 @@ from torch import Tensor
 
 from robench.classifier import LOGIT_TOLERANCE, Classifier, frozen, logit_gap, tensor_float32
 from robench.errors import PreflightFailed
+from robench.losses import LOSSES
 from robench.records import Proportion
 
 #: Two equal calls may differ by this share of the largest logit: parallel sums on a GPU have no fixed order.
 _REPEAT_TOLERANCE = 1e-5
 #: A sound model is stopped for its accuracy at most this often (two-sided).
 _ACCURACY_LEVEL = 1e-4
+#: More images than this share without any gradient of an attack's loss stop the evaluation.
+_FLAT_SHARE = 0.02
 #: Images at a time: the activations of a large ImageNet network stay below a gigabyte.
 _BATCH = 32
 
 
-def preflight(model: Classifier, images: Tensor, labels: Tensor, *, card_accuracy: Proportion | None = None) -> None:
+def preflight(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    card_accuracy: Proportion | None = None,
+    losses: Collection[str] = (),
+) -> None:
     """Stop an evaluation that would mislead.
 
     Args:
@@ -31,6 +42,7 @@ def preflight(model: Classifier, images: Tensor, labels: Tensor, *, card_accurac
         images: `(N, C, H, W)` clean images in [0, 1] on the model's device, N at least 1; some hundred make
             the comparison of accuracies sharp.
         labels: `(N,)` int64.
+        losses: names of the losses (:data:`robench.losses.LOSSES`) that attacks are going to ascend.
         card_accuracy: clean accuracy on images of the same kind, None where unknown.
 
     Raises PreflightFailed, one line with the likely cause, for the first of these: a submodule in train mode;
@@ -46,6 +58,8 @@ def preflight(model: Classifier, images: Tensor, labels: Tensor, *, card_accurac
         parts = [_checked_logits(model, part) for part in torch.split(images, _BATCH)]
         _check_pure(model, images[:_BATCH], parts[0], before=before)
     _check_gradient(model, images[:_BATCH])
+    for loss in losses:
+        _check_loss(model, images, labels, loss)
     if card_accuracy is not None:
         correct = int((torch.cat(parts).argmax(1) == labels).sum())
         _check_accuracy(correct, len(labels), card_accuracy)
@@ -161,6 +175,24 @@ def _check_gradient(model: Classifier, images: Tensor) -> None:
         )
     if not bool(torch.isfinite(gradient).all()):
         raise PreflightFailed("the gradient to the images has NaN or infinite values; attacks cannot follow it")
+
+
+def _check_loss(model: Classifier, images: Tensor, labels: Tensor, loss: str) -> None:
+    """Stop where a loss is flat: with huge logits the cross-entropy's gradient underflows, and attacks stand still."""
+    flat = 0
+    for some, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True):
+        leaf = some.detach().clone().requires_grad_()
+        with torch.enable_grad(), frozen(model):
+            (gradient,) = torch.autograd.grad(LOSSES[loss](model(leaf), own).sum(), leaf)
+        flat += int((gradient.flatten(1) == 0).all(1).sum())
+    if flat > _FLAT_SHARE * len(images):
+        with torch.no_grad():
+            largest = model(images[:_BATCH]).abs().max().item()
+        raise PreflightFailed(
+            f"the gradient of the loss {loss!r} is exactly zero for {flat} of {len(images)} images (logits up to "
+            f"{largest:.3g}): attacks on it would report robustness; divide the logits by a constant, or attack "
+            "another loss, such as pgd-20:loss=margin"
+        )
 
 
 def _check_accuracy(correct: int, count: int, card_accuracy: Proportion) -> None:

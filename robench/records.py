@@ -152,7 +152,7 @@ class ShardError(Value):
 
 
 class Cost(Value):
-    """What the search took; the verification's passes are not in it."""
+    """What the search took, its second looks included; the judge's passes are not in it."""
 
     forward_passes: int
     """Summed over examples: one image through the network once is one."""

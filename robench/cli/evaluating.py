@@ -223,7 +223,13 @@ def run(
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)
-    preflight(loaded.model, images, labels, card_accuracy=job.card.clean_accuracy if job.card else None)
+    preflight(
+        loaded.model,
+        images,
+        labels,
+        card_accuracy=job.card.clean_accuracy if job.card else None,
+        losses={str(spec.attack.parameters["loss"]) for spec in job.specs if "loss" in spec.attack.parameters},
+    )
     execution = Execution(
         device=device,
         provenance=lambda: provenance(device, command_line()),
@@ -249,7 +255,7 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
             planning.estimate(spec, [], "")
         ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
-        known, begun = store.find(spec) is not None, store.journal_size(spec.identity)
+        known, begun = store.find(spec) is not None, store.journal_size(planning.journal_key(spec))
         rows.append(
             {
                 "identity": spec.identity,

@@ -46,11 +46,17 @@ class FileImages:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the hash of the preparation, the classes, and every file's name and size, sorted by name."""
+        """Return the hash of the preparation, the classes, and every file's name and content, sorted by name."""
         digest = hashlib.sha256(f"files {self.image_shape} resized={self.resized} {self.classes}\n".encode())
-        for file in sorted(self.files):
-            digest.update(os.fsencode(f"{file} {(self.root / file).stat().st_size}\n"))
+        files = sorted(self.files)
+        with ThreadPoolExecutor() as readers:
+            for file, content in zip(files, readers.map(self._content_sha256, files), strict=True):
+                digest.update(os.fsencode(f"{file} {content}\n"))
         return digest.hexdigest()
+
+    def _content_sha256(self, file: str) -> str:
+        with (self.root / file).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)

@@ -22,6 +22,7 @@ from robench.evaluation.merging import merge, sort_rows, total_cost
 from robench.evaluation.shards import ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
+from robench.planning import journal_key
 from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256
 
@@ -75,9 +76,10 @@ class Campaign:
         failed = [record for record in records if record.status == "failed"]
         if failed:
             first = failed[0]
+            causes = [f"{error.kind}: {error.message}" for error in first.errors]
             raise EvaluationFailed(
                 f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.name} on "
-                f"{first.spec.model.id}: {first.errors[0].kind}: {first.errors[0].message}"
+                f"{first.spec.model.id}: {causes[0] if causes else 'examples are missing; run it again'}"
             )
         return records
 
@@ -87,7 +89,7 @@ class Campaign:
         if known is not None and not wanted:
             self.progress.end(known, self.store.record_path(spec), known=True)
             return known
-        done = set(self.store.journal_read(spec.identity)["example_id"].tolist())
+        done = set(self.store.journal_read(journal_key(spec))["example_id"].tolist())
         if self.execution.save_adversarials:
             done &= set(self._kept_adversarials(spec)["example_ids"].tolist())
         rest = np.array([i for i in ids.tolist() if i not in done], dtype=np.int64)
@@ -113,7 +115,7 @@ class Campaign:
             if result.error is None:
                 if result.adversarial_images is not None:
                     self._keep_adversarials(spec, result)
-                self.store.journal_write(spec.identity, result.rows, cost=result.cost)
+                self.store.journal_write(journal_key(spec), result.rows, cost=result.cost)
                 robust = int(np.sum(result.rows["robust"]))
                 self.progress.advance(spec, examples=len(result.shard.ids), robust=robust)
             yield result
@@ -121,11 +123,11 @@ class Campaign:
     def _finish(
         self, spec: EvalSpec, errors: Sequence[ShardError], known: EvalRecord | None
     ) -> tuple[EvalRecord, Path]:
-        rows = sort_rows([self.store.journal_read(spec.identity)])
+        rows = sort_rows([self.store.journal_read(journal_key(spec))])
         record = merge(
             spec,
             rows,
-            cost=total_cost([self.store.journal_cost(spec.identity)]),
+            cost=total_cost([self.store.journal_cost(journal_key(spec))]),
             errors=errors,
             num_classes=len(self.images.classes),
             provenance=self.execution.provenance(),
@@ -137,11 +139,14 @@ class Campaign:
                 f"record {spec.identity} has other outcomes than this machine gives "
                 f"({int((before != now).sum())} of {len(now)} examples differ), so its adversarials cannot be saved"
             )
+        if record.status == "failed" and (other := self.store.find(spec)):
+            # Another process answered the same question meanwhile, and cleared the journal.
+            return other, self.store.record_path(spec)
         path = self.store.write(record, rows)
         if record.status == "complete":
             if self.execution.save_adversarials:
                 self._publish_adversarials(spec)
-            self.store.journal_clear(spec.identity)
+            self.store.journal_clear(journal_key(spec))
         return known or record, path
 
     def _adversarials_path(self, spec: EvalSpec) -> Path:
@@ -165,7 +170,7 @@ class Campaign:
 
     def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
         assert result.adversarial_images is not None
-        part = f"{spec.identity}-{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
+        part = f"{journal_key(spec)}-{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
         path = self.store.root / ".work" / part
         _save(path, {"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images})
 
@@ -175,7 +180,7 @@ class Campaign:
             path.unlink(missing_ok=True)
 
     def _unfinished_adversarials(self, spec: EvalSpec) -> list[Path]:
-        return sorted((self.store.root / ".work").glob(f"{spec.identity}-*.safetensors"))
+        return sorted((self.store.root / ".work").glob(f"{journal_key(spec)}-*.safetensors"))
 
 
 def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

@@ -215,7 +215,7 @@ class Worker:
             return adversarial
 
         adversarial = search(self.search, rows)
-        logits = self._judged(adversarial)
+        logits = self._judged_finite(adversarial)
         prediction = logits.argmax(1)
         # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
         # may have stopped too early: those few are searched again on the judge itself.
@@ -223,7 +223,7 @@ class Worker:
         if len(again):
             with frozen(self.judge):
                 adversarial[again] = search(self.second_search, rows[again])
-            prediction[again] = self._judged(adversarial[again]).argmax(1)
+            prediction[again] = self._judged_finite(adversarial[again]).argmax(1)
         return adversarial, prediction
 
     @torch.no_grad()
@@ -249,6 +249,13 @@ class Worker:
         """Return the plain model's logits, without TF32 whatever the process allows."""
         with tensor_float32(allowed=False):
             logits: Tensor = self.judge(images)
+        return logits
+
+    def _judged_finite(self, adversarial: Tensor) -> Tensor:
+        """Return the judge's logits; a NaN would be some class to argmax, and robust where it is the label's."""
+        logits = self._judged(adversarial)
+        if not bool(torch.isfinite(logits).all()):
+            raise InvalidAnswer("not-a-number", "the model returns NaN or infinity for an adversarial image")
         return logits
 
     def _clean_answers(

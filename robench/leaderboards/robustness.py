@@ -75,7 +75,8 @@ def table_name(spec: EvalSpec) -> str:
 
 def build_table(name: str, group: list[StoredRecord], results: Results) -> Table:
     """Return the table of records that share examples and threat model."""
-    attacks = attack_titles(s.record.spec for s in group if s.record.status == "complete")
+    # An attack that failed for every model is a column, too: without an answer to it nobody has a rank.
+    attacks = attack_titles(s.record.spec for s in group)
     contestants = sorted(contestants_of(group, results), key=lambda c: (-c.worst_case, natural(c.name)))
     ranked = [c for c in contestants if len(c.answers) == len(attacks)]
     others = sorted((c for c in contestants if c not in ranked), key=lambda c: natural(c.name))

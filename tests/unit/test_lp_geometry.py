@@ -64,3 +64,12 @@ def test_random_start_fills_the_ball_uniformly(norm):
     share = (length < 0.1).double().mean()
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / count)
     assert abs(offset.mean()) < 4 * 0.2 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_reaches_the_radius_and_no_further_at_imagenets_size(norm):
+    threat = ThreatModel(norm=norm, epsilon="3" if norm == "L2" else "4/255")
+    images = torch.full((2, 3, 224, 224), 0.5)
+    projected = project(images + numbers(2, 3, 224, 224).float(), images, threat)
+    length = distance(projected.double() - images.double(), norm)
+    assert (abs(length - threat.radius) < 1e-6 * max(1, threat.radius)).all()

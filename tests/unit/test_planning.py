@@ -98,3 +98,26 @@ def test_suites_are_checked_as_a_whole(monkeypatch, tmp_path):
     )
     with pytest.raises(catalog.PluginError, match=r"wrong\.toml is no valid suite: unknown attack 'pgd-21'"):
         planning.load_suite("wrong")
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("pgd:steps=20", "pgd-20"),
+        ("pgd-40:steps=20", "pgd-20"),
+        ("pgd", "pgd-40"),
+        ("pgd-100:steps=1", "pgd:steps=1"),
+        ("pgd-20:step_size=0.01", "pgd:steps=20,step_size=0.01"),
+        ("fgsm:loss=ce", "fgsm"),
+    ],
+)
+def test_an_attack_has_one_name_and_no_weak_one_a_strong_name(typed, name):
+    assert planning.identify_attack(typed, LINF).name == name
+    assert planning.identify_attack(name, LINF) == planning.identify_attack(typed, LINF)
+
+
+def test_rows_of_other_code_are_not_gone_on_with(monkeypatch):
+    (spec,) = planning.plan(request())
+    before = planning.journal_key(spec)
+    monkeypatch.setattr(planning, "code_fingerprint", lambda: "other")
+    assert planning.journal_key(spec) != before

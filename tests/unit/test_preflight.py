@@ -210,3 +210,15 @@ def test_a_sound_model_passes_unchanged_whatever_its_confidence() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_flat_loss_is_stopped_and_another_loss_passes() -> None:
+    class Huge(Wrapped):
+        def forward(self, images: Tensor) -> Tensor:
+            return 1e5 * super().forward(images)
+
+    model = sound(Huge())
+    labels = model(IMAGES).argmax(1)
+    preflight(model, IMAGES, labels, losses=["margin"])
+    with pytest.raises(PreflightFailed, match=r"loss 'ce' is exactly zero for \d+ of 100 images .*loss=margin"):
+        preflight(model, IMAGES, labels, losses=["ce"])

@@ -197,3 +197,29 @@ def test_nan_logits_on_clean_images_stop_the_evaluation(images, spec_of):
 def test_rank_breaks_ties_like_argmax():
     logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
     assert rank_of(logits, torch.tensor([0, 1, 0])).tolist() == [0, 1, 2]
+
+
+def test_seed_and_restart_change_the_start(model, images, spec_of):
+    found = []
+    short = "pgd:steps=1,step_size=0.001"
+    for attack, seed in ((short, 0), (short, 1), (f"{short},restarts=2", 0)):
+        spec, ids = spec_of(attack=attack, seed=seed)
+        found.append(answer(model, images, spec, ids, keep_adversarials=True)[0].adversarial_images)
+    for i, one in enumerate(found):
+        for other in found[i + 1 :]:
+            assert (np.abs(one - other).max(axis=(1, 2, 3)) > 1e-3).mean() > 0.5
+
+
+def test_nan_on_an_adversarial_image_is_an_error_and_not_class_zero(model, images, spec_of):
+    class Fragile(torch.nn.Module):
+        """Right on the images, NaN beside them."""
+
+        def forward(self, batch):
+            logits = model(batch)
+            whole = ((batch * 255).round() / 255 - batch).abs().flatten(1).amax(1) < 1e-6
+            return torch.where(whole[:, None], logits, torch.full_like(logits, torch.nan))
+
+    spec, ids = spec_of(precision="fp32")
+    fragile = Classifier(Fragile().eval(), input_shape=(1, 4, 4), num_classes=5)
+    (result,) = answer(fragile, images, spec, ids)
+    assert result.error.kind == "not-a-number"
