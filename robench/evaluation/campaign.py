@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from robench.classifier import Classifier, keep_large_buffers
 from robench.datasets import ImageSet
-from robench.errors import EvaluationFailed, StorageError
+from robench.errors import EvaluationFailed
 from robench.evaluation.merging import merge, sort_rows, total_cost
 from robench.evaluation.shards import ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
 from robench.planning import journal_key
 from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
-from robench.store import Store, outcome_sha256
+from robench.store import Store, outcome_sha256, publish
 
 #: Finished shards are what an interruption leaves: small on a CPU, large enough on an accelerator to fill it.
 _SHARD_SIZE = {"cpu": 500, "cuda": 4000}
@@ -172,24 +171,12 @@ class Campaign:
         assert result.adversarial_images is not None
         part = f"{journal_key(spec)}-{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
         path = self.store.root / ".work" / part
-        _save(path, {"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images})
+        publish(path, save({"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images}))
 
     def _publish_adversarials(self, spec: EvalSpec) -> None:
-        _save(self._adversarials_path(spec), self._kept_adversarials(spec))
+        publish(self._adversarials_path(spec), save(self._kept_adversarials(spec)))
         for path in self._unfinished_adversarials(spec):
             path.unlink(missing_ok=True)
 
     def _unfinished_adversarials(self, spec: EvalSpec) -> list[Path]:
         return sorted((self.store.root / ".work").glob(f"{journal_key(spec)}-*.safetensors"))
-
-
-def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write a safetensors file as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error}; free some space or choose another --workspace") from None
