@@ -51,7 +51,7 @@ PARAMETER_TYPES: dict[str, Any] = {
 }
 
 #: Arguments that the engine or the training loop supplies; they are no parameters.
-SUPPLIED = frozenset({"threat", "random", "progress", "num_classes", "input_shape"})
+SUPPLIED = frozenset({"threat", "random", "criterion", "progress", "num_classes", "input_shape"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,9 @@ class AttackEntry:
     version: int
     """Raise it when the same parameters would give other numbers; it is part of every result's identity."""
     norms: tuple[str, ...]
+    minimum_norm: bool = False
+    """It looks for the nearest adversarial example at any distance and does not use the threat's epsilon: what it
+    returns may lie outside the ball, and where it finds nothing it returns the image itself."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Further catalog names: parameters fixed under a name (`pgd-20`)."""
 
@@ -180,6 +183,8 @@ class Plugin:
     """The literal fields of the entry, or the content of a TOML file."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
+    supplied: frozenset[str] = frozenset()
+    """Which of the arguments that the engine or the training loop can supply it takes."""
 
     def load(self) -> Any:
         """Import the plugin's module and return its entry; a failing import names the file."""
@@ -299,9 +304,11 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
             facts[keyword.arg] = _literal(keyword.value, path, f"ENTRY's {keyword.arg}")
     if code is None or "name" not in facts:
         raise PluginError(path, f"has an ENTRY without name= or {rules.reference}=")
-    parameters = _parameters(tree, code, path)
+    parameters, supplied = _parameters(tree, code, path)
     names = {facts["name"]: {}, **facts.get("presets", {})}
-    found = [Plugin(kind, n, facts["name"], path, facts, parameters, preset) for n, preset in names.items()]
+    found = [
+        Plugin(kind, name, facts["name"], path, facts, parameters, preset, supplied) for name, preset in names.items()
+    ]
     for plugin in found:
         # A preset with a misspelt or mistyped parameter is refused here, not when somebody runs it.
         plugin.settings({k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset})
@@ -338,7 +345,8 @@ def _literal(node: ast.expr, path: Path, what: str) -> Any:
         raise PluginError(path, f"line {node.lineno}: {what} must be a literal, not {ast.unparse(node)}") from None
 
 
-def _parameters(tree: ast.Module, code: str, path: Path) -> dict[str, Parameter]:
+def _parameters(tree: ast.Module, code: str, path: Path) -> tuple[dict[str, Parameter], frozenset[str]]:
+    """Return what can be set about a plugin, and which arguments it wants to be supplied with."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == code:
             function: ast.FunctionDef | None = statement
@@ -351,7 +359,7 @@ def _parameters(tree: ast.Module, code: str, path: Path) -> dict[str, Parameter]
     else:
         raise PluginError(path, f"names {code} in ENTRY but does not define it")
     if function is None:
-        return {}
+        return {}, frozenset()
     found = {}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         if argument.arg in SUPPLIED:
@@ -363,7 +371,7 @@ def _parameters(tree: ast.Module, code: str, path: Path) -> dict[str, Parameter]
         kind = _type(argument.annotation, path, where)
         annotation = ast.unparse(argument.annotation)
         found[argument.arg] = Parameter(argument.arg, annotation, kind, value, default is None)
-    return found
+    return found, SUPPLIED & {argument.arg for argument in function.args.kwonlyargs}
 
 
 def _type(node: ast.expr, path: Path, where: str) -> Any:

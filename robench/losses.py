@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from robench.target import remark
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,9 +40,65 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """What counts as broken: the label is not among the `top_k` largest logits."""
+
+    top_k: int = 1
+
+    def broken(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return `(N,)` bool. Of equal logits the lower class comes first, as argmax has it."""
+        if self.top_k == 1:
+            return logits.argmax(1) != labels
+        return rank_of(logits, labels) >= self.top_k
+
+    def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the k-th largest other logit minus the label's `(N,)`: positive exactly where it is broken.
+
+        With as many classes as `top_k` nothing can be broken, and the margin is minus infinity.
+        """
+        if self.top_k == 1:
+            return margin(logits, labels)
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        return (
+            others.topk(min(self.top_k, logits.shape[1]), dim=1).values[:, -1] - logits.gather(1, labels[:, None])[:, 0]
+        )
+
+
+TOP_1 = Criterion()
+
+
+def rank_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many classes come before the label, `(N,)`: 0 is the prediction; ties go to the lower class."""
+    true = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > true) | ((logits == true) & (classes < labels[:, None]))
+    return before.sum(1)
+
+
 #: By the names that attacks take.
 LOSSES: Mapping[str, PerExampleLoss] = {
     "ce": cross_entropy,
     "margin": margin,
     "dlr": difference_of_logits_ratio,
 }
+
+
+def loss_named(name: str, criterion: Criterion, model: nn.Module) -> PerExampleLoss:
+    """Return the loss of that name under a criterion; the margin becomes the criterion's own.
+
+    Where the DLR has no form (fewer than 3 classes, or beyond top-1) the margin takes its place, and the record of
+    `model`'s evaluation says so.
+    """
+    if name == "margin":
+        return criterion.margin
+    if name != "dlr":
+        return LOSSES[name]
+
+    def ratio_or_margin(logits: Tensor, labels: Tensor) -> Tensor:
+        if criterion.top_k == 1 and logits.shape[1] >= 3:
+            return difference_of_logits_ratio(logits, labels)
+        remark(model, "the DLR loss was replaced by the margin: it has no form below 3 classes or beyond top-1")
+        return criterion.margin(logits, labels)
+
+    return ratio_or_margin

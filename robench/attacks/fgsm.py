@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.catalog import AttackEntry
-from robench.losses import LOSSES
+from robench.losses import TOP_1, Criterion, loss_named
 from robench.lp_geometry import project, steepest
 from robench.random_streams import RandomStream
 from robench.threat_model import ThreatModel
@@ -21,6 +21,7 @@ def fgsm(
     *,
     threat: ThreatModel,
     random: RandomStream,
+    criterion: Criterion = TOP_1,
     loss: Literal["ce", "margin", "dlr"] = "ce",
 ) -> Tensor:
     """Take one step of length epsilon along the steepest ascent of the loss, from the image itself.
@@ -33,14 +34,15 @@ def fgsm(
         labels: `(N,)` int64.
         threat: norm and radius.
         random: unused, the method is deterministic.
-        loss: `ce` cross-entropy, `margin` Carlini and Wagner's, `dlr` (3 classes or more).
+        criterion: what counts as broken (it enters the margin).
+        loss: `ce` cross-entropy, `margin` Carlini and Wagner's, `dlr` the difference of logits ratio.
 
     Returns:
         `(N, C, H, W)` in the ball and the box.
     """
     del random
     start = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(LOSSES[loss](model(start), labels).sum(), start)
+    (gradient,) = torch.autograd.grad(loss_named(loss, criterion, model)(model(start), labels).sum(), start)
     return project(images + threat.radius * steepest(gradient, threat.norm), images, threat)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robench.catalog import AttackEntry, PositiveFloat, PositiveInt
-from robench.losses import LOSSES
+from robench.losses import TOP_1, Criterion, PerExampleLoss, loss_named
 from robench.lp_geometry import project, random_start, steepest
 from robench.random_streams import RandomStream
+from robench.target import narrowed
 from robench.threat_model import ThreatModel
 
 #: On an accelerator looking at which examples are broken makes the host wait, so it is done at intervals of steps.
@@ -24,6 +26,7 @@ def pgd(
     *,
     threat: ThreatModel,
     random: RandomStream,
+    criterion: Criterion = TOP_1,
     steps: PositiveInt = 40,
     step_size: PositiveFloat | None = None,
     restarts: PositiveInt = 1,
@@ -42,13 +45,14 @@ def pgd(
         labels: `(N,)` int64.
         threat: norm and radius.
         random: the examples' random numbers (start points).
+        criterion: what counts as broken.
         steps: gradient steps per restart.
         step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps, which can
             reach the ball's boundary from any start (section 5 of the paper).
         restarts: independent runs; an example is broken if any of them breaks it.
         start: a uniformly random point of the ball, or the image itself (then further restarts would repeat the first,
             so they start at random points).
-        loss: `ce` cross-entropy, `margin` Carlini and Wagner's, `dlr` (3 classes or more).
+        loss: `ce` cross-entropy, `margin` Carlini and Wagner's, `dlr` the difference of logits ratio.
         stop_when_broken: False walks all steps whatever the prediction and returns the last iterate, of several
             restarts the one with the largest loss: the inner maximisation of adversarial training.
 
@@ -59,20 +63,21 @@ def pgd(
     best = images.detach().clone()
     best_loss = torch.full(labels.shape, -torch.inf, dtype=images.dtype, device=images.device)
     rows = torch.arange(len(images), device=images.device)
+    ascent = Ascent(threat, steps, length, loss_named(loss, criterion, model), criterion)
     for restart in range(restarts):
-        x, y = images[rows], labels[rows]
+        x, y, target = images[rows], labels[rows], narrowed(model, rows)
         at_random = start == "random" or restart > 0
         begin = random_start(x, threat, random[rows].at("restart", restart)) if at_random else x
         walk = _ascend_until_broken if stop_when_broken else _ascend
-        last, standing = walk(model, begin, x, y, threat=threat, steps=steps, length=length, loss=loss)
+        last, standing = walk(target, begin, x, y, ascent=ascent)
         if restart == restarts - 1 and (stop_when_broken or restarts == 1):
             best[rows] = last
             break
         with torch.no_grad():
-            logits = model(last)
-        value = LOSSES[loss](logits, y).to(best_loss.dtype)
+            logits = target(last)
+        value = ascent.loss(logits, y).to(best_loss.dtype)
         if stop_when_broken:
-            standing &= logits.argmax(1) == y
+            standing &= ~criterion.broken(logits, y)
             best[rows] = last
             rows = rows[standing]
         else:
@@ -84,36 +89,37 @@ def pgd(
     return best
 
 
+@dataclass(frozen=True)
+class Ascent:
+    """How to climb."""
+
+    threat: ThreatModel
+    steps: int
+    length: float
+    """Of a step, in the threat's norm."""
+    loss: PerExampleLoss
+    criterion: Criterion
+
+    def step(self, gradient: Tensor, current: Tensor, images: Tensor) -> Tensor:
+        """Return the next iterate."""
+        moved = current.detach() + self.length * steepest(gradient, self.threat.norm)
+        return project(moved, images, self.threat)
+
+
 def _ascend(
-    model: nn.Module,
-    begin: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    threat: ThreatModel,
-    steps: int,
-    length: float,
-    loss: str,
+    model: nn.Module, begin: Tensor, images: Tensor, labels: Tensor, *, ascent: Ascent
 ) -> tuple[Tensor, Tensor]:
     """Take all steps; return the last iterates and all rows as standing."""
     current = begin
-    for _ in range(steps):
+    for _ in range(ascent.steps):
         current = current.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(LOSSES[loss](model(current), labels).sum(), current)
-        current = project(current.detach() + length * steepest(gradient, threat.norm), images, threat)
+        (gradient,) = torch.autograd.grad(ascent.loss(model(current), labels).sum(), current)
+        current = ascent.step(gradient, current, images)
     return current, torch.ones_like(labels, dtype=torch.bool)
 
 
 def _ascend_until_broken(
-    model: nn.Module,
-    begin: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    threat: ThreatModel,
-    steps: int,
-    length: float,
-    loss: str,
+    model: nn.Module, begin: Tensor, images: Tensor, labels: Tensor, *, ascent: Ascent
 ) -> tuple[Tensor, Tensor]:
     """Take steps with the examples that still stand; return the first broken iterates, else the last, and who stood.
 
@@ -124,10 +130,10 @@ def _ascend_until_broken(
     interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
     rows = torch.arange(len(images), device=images.device)
     current = begin
-    for step in range(steps):
+    for step in range(ascent.steps):
         current = current.detach().requires_grad_()
         logits = model(current)
-        correct = logits.detach().argmax(1) == labels
+        correct = ~ascent.criterion.broken(logits.detach(), labels)
         # `result` follows an example while it stands, and so keeps the iterate at which it first fell.
         still = standing[rows]
         result[rows] = torch.where(still.view(-1, *[1] * (images.dim() - 1)), current.detach(), result[rows])
@@ -136,10 +142,11 @@ def _ascend_until_broken(
             keep = standing[rows].nonzero().squeeze(1)
             if len(keep) == 0:
                 return result, standing
-        (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), current)
-        current = project(current.detach() + length * steepest(gradient, threat.norm), images, threat)
+        (gradient,) = torch.autograd.grad(ascent.loss(logits, labels).sum(), current)
+        current = ascent.step(gradient, current, images)
         if step % interval == 0 and len(keep) < len(rows):
-            rows, current, images, labels = rows[keep], current[keep], images[keep], labels[keep]
+            current, images, labels = current[keep], images[keep], labels[keep]
+            rows, model = rows[keep], narrowed(model, keep)
     still = standing[rows]
     result[rows[still]] = current[still]
     return result, standing
