@@ -251,29 +251,6 @@ class _ColumnsGradient(torch.autograd.Function):
         return images, None
 
 
-class QueryCounter(nn.Module):
-    """A model that counts its passes, summed over examples: one image through the network once is one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap `model`; its mode and weights stay its own."""
-        super().__init__()
-        self.model = model
-        self.training = model.training
-        self.forward_passes = 0
-        self.backward_passes = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the model's logits; a backward pass through them is counted when it happens."""
-        logits: Tensor = self.model(images)
-        self.forward_passes += len(images)
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)
-        return logits
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_passes += len(gradient)
-
-
 def random_images(shape: tuple[int, int, int], *, count: int) -> Tensor:
     """Return `(count, C, H, W)` float32 images, uniform in [0, 1), the same at every call everywhere."""
     return RandomStream(0, torch.arange(count), ("fixed batch",)).uniform(torch.empty(count, *shape))

@@ -15,7 +15,6 @@ from robench import classifier as module
 from robench.classifier import (
     LOGIT_TOLERANCE,
     Classifier,
-    QueryCounter,
     cheapen_image_gradients,
     fold_batch_norms,
     frozen,
@@ -198,22 +197,6 @@ def test_bf16_search_returns_float32_logits_near_the_exact_ones() -> None:
     gap = logit_gap(logits, model(images))
     assert LOGIT_TOLERANCE / 10 < gap < 0.05  # coarser than float32, and no worse than eight bits allow
     assert gradient(found, images).dtype == torch.float32
-
-
-def test_passes_are_counted_per_example() -> None:
-    counter = QueryCounter(search_copy(classifier(), precision="fp32", device="cpu"))
-    images = random_images(SHAPE, count=3)
-    with torch.no_grad():
-        counter(images)
-    assert (counter.forward_passes, counter.backward_passes) == (3, 0)
-    leaf = images.clone().requires_grad_()
-    logits = counter(leaf)
-    assert (counter.forward_passes, counter.backward_passes) == (6, 0)
-    torch.autograd.grad(logits.sum(), leaf, retain_graph=True)
-    torch.autograd.grad(logits[:, 0].sum(), leaf)
-    assert (counter.forward_passes, counter.backward_passes) == (6, 6)
-    counter(images[:0])
-    assert counter.forward_passes == 6
 
 
 def test_the_fixed_batch_is_the_same_everywhere() -> None:
