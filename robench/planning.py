@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from robench import catalog
+from robench import backends, catalog
 from robench.errors import UserError
 from robench.records import (
     AttackIdentity,
@@ -43,6 +43,7 @@ class Request:
     """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
     seed: int = 0
     precision: Precision = "fp32"
+    backend: str = backends.NATIVE
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,18 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     return plugin, plugin.settings(overrides)
 
 
-def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
-    """Return the attack with everything that can change its answer; refuse a norm that it has no form for."""
+def identify_attack(text: str, threat: ThreatModel, backend: str = backends.NATIVE) -> AttackIdentity:
+    """Return the attack with everything that can change its answer; refuse a norm that it has no form for, and what the
+    backend does not offer.
+    """
     plugin, parameters = attack_settings(text)
     if threat.norm not in plugin.facts["norms"]:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
     name = canonical_name(plugin, parameters)
-    return AttackIdentity(name=name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
+    implementation = backends.identify(backend, plugin, parameters, threat.norm)
+    return AttackIdentity(name=name, entry=plugin.entry, parameters=parameters, **implementation)
 
 
 def is_minimum_norm(spec: EvalSpec) -> bool:
@@ -100,7 +104,8 @@ def is_minimum_norm(spec: EvalSpec) -> bool:
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
-    files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
+    folders = ("attacks", "backends", "evaluation", "architectures")
+    files = [p for folder in folders for p in (PACKAGE / folder).glob("*.py")]
     files += [PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier", "target")]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
@@ -139,10 +144,11 @@ def plan(request: Request) -> list[EvalSpec]:
                 model=request.model,
                 examples=request.examples,
                 threat=threat,
-                attack=identify_attack(text, threat),
+                attack=identify_attack(text, threat, request.backend),
                 seed=request.seed,
                 precision=request.precision,
             )
+            backends.check(spec)
             specs[spec.identity] = spec
     return list(specs.values())
 

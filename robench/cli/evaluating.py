@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from robench import planning
+from robench.backends import NATIVE
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -50,6 +51,9 @@ def evaluate(
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Whose attacks: native, foolbox, art or autoattack (`robench show foolbox`).")
+    ] = NATIVE,
     threat: Annotated[
         list[str] | None,
         typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."),
@@ -111,6 +115,7 @@ def evaluate(
         seed=seed,
         precision=cast(Precision, precision),
         device=device,
+        backend=backend,
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
@@ -146,6 +151,7 @@ class Options:
     seed: int
     precision: Precision
     device: str
+    backend: str = NATIVE
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,10 @@ def prepare(name: str, options: Options) -> Job:
     if dataset is None:
         raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
     facts = dataset_facts(dataset, options.workspace)
+    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    for threat in threats:
+        for text in options.attacks:  # before anything is loaded
+            planning.identify_attack(text, threat, options.backend)
     images = open_split(dataset, "test", options.workspace)
     loaded: LoadedModel | None = None
     if card is None:
@@ -178,9 +188,10 @@ def prepare(name: str, options: Options) -> Job:
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
     chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
-    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
-    request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
+    request = planning.Request(
+        identity, chosen, threats, options.attacks, options.seed, options.precision, options.backend
+    )
     return Job(identity, card, images, ids, planning.plan(request), loaded)
 
 
@@ -263,7 +274,8 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
                 "dataset": spec.examples.dataset,
                 "examples": spec.examples.count,
                 "threat": str(spec.threat),
-                "attack": spec.attack.name,
+                "attack": spec.attack.title,
+                "backend": spec.attack.backend,
                 "parameters": spec.attack.parameters,
                 "seed": spec.seed,
                 "precision": spec.precision,
@@ -305,7 +317,7 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
         shares = [percent(record.clean), percent(record.robust)]
-        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, *shares, spec.identity])
+        rows.append([spec.model.id, str(spec.threat), spec.attack.title, of, *shares, spec.identity])
     if any(record.clean_top5 for record in records):
         columns.insert(5, "clean top-5")
         for row, record in zip(rows, records, strict=True):

@@ -82,7 +82,7 @@ class EvaluationBar:
     def begin(self, spec: EvalSpec, *, done: int) -> None:
         """Start a bar; examples of an interrupted run are done already."""
         self.done, self.fresh, self.robust = done, 0, 0
-        self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
+        self.task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
         self.bars.update(self.task, done)
 
     def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:  # noqa: ARG002  the protocol's
@@ -95,7 +95,7 @@ class EvaluationBar:
         """Leave a line with the result."""
         spec = record.spec
         line = (
-            f"{spec.model.id} {spec.attack.name} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
+            f"{spec.model.id} {spec.attack.title} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
             f"robust {100 * record.robust.value:.2f} % of {record.robust.n:,}"
         )
         if self.task is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
+from robench.backends import NATIVE, attack_of
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import PreflightFailed, RobenchError
@@ -215,10 +216,11 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's logits of them."""
         ids, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, minimum_norm = plugin.load().attack, plugin.facts.get("minimum_norm", False)
+        attack, minimum_norm = attack_of(spec.attack), plugin.facts.get("minimum_norm", False)
         random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
         criterion = Criterion(spec.decision.top_k)
-        supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
+        native = spec.attack.library == NATIVE
+        supplied = {"criterion": criterion} if native and "criterion" in plugin.supplied else {}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]

@@ -144,6 +144,7 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     """Return each attack's title by its key, in order of title; those that share a name say what differs."""
     facts = {
         attack_key(spec): {
+            "title": spec.attack.title,
             **spec.attack.model_dump(mode="json", exclude={"parameters"}),
             **spec.attack.parameters,
             "seed": spec.seed,
@@ -153,11 +154,11 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     }
     titles = {}
     for key, own in facts.items():
-        namesakes = [other for other in facts.values() if other["name"] == own["name"]]
+        namesakes = [other for other in facts.values() if other["title"] == own["title"]]
         names = dict.fromkeys(name for other in namesakes for name in other)
         differing = [f for f in names if any(other.get(f) != own.get(f) for other in namesakes)]
         details = ", ".join(f"{f}={own.get(f)}" for f in differing)
-        titles[key] = f"{own['name']} ({details})" if details else own["name"]
+        titles[key] = f"{own['title']} ({details})" if details else own["title"]
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
 
 
@@ -258,7 +259,7 @@ def remark(record: EvalRecord) -> str:
     """Return one line on an evaluation that failed."""
     reasons = [f"{e.kind} in {e.count} examples from {e.first_id} on: {e.message}" for e in record.errors[:1]]
     more = f" (and {len(record.errors) - 1} more)" if len(record.errors) > 1 else ""
-    question = f"{record.spec.model.id} under {record.spec.attack.name}"
+    question = f"{record.spec.model.id} under {record.spec.attack.title}"
     return f"{question} failed and does not count: {''.join(reasons) or 'no reason recorded'}{more}"
 
 
