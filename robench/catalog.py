@@ -89,8 +89,8 @@ class BackendEntry:
     """What `pip install` knows the library as."""
     precisions: tuple[str, ...]
     """Of the search, that the library keeps to."""
-    offers: Mapping[str, Mapping[str, Any]]
-    """What it can do, by the name of the attack's entry: the fields of :class:`robench.backends.Offer`."""
+    offers: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """What it can do, by the name of the attack's entry: the forms, as fields of :class:`robench.backends.Offer`."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

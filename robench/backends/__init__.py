@@ -10,6 +10,8 @@ The parameters are robench's. Each is
 * fixed: the library does one thing (or a few), which must be what is asked for, or
 * neither: then it must be left at its default, and the record says that the library has no such thing.
 
+Where one value of a parameter decides what another may be, the library offers the attack in several forms.
+
 A library draws its random numbers from the global generators, which are seeded by the examples of the batch and put
 back afterwards: the same batch repeats exactly, another batch size may give other answers, and the record says so.
 """
@@ -32,7 +34,7 @@ NATIVE = "native"
 
 @dataclass(frozen=True)
 class Offer:
-    """What a library can do of one attack."""
+    """One form in which a library has an attack."""
 
     norms: tuple[str, ...]
     translated: tuple[str, ...] = ()
@@ -48,11 +50,17 @@ def names() -> tuple[str, ...]:
     return (NATIVE, *catalog.plugins("backends"))
 
 
-def offers(backend: str) -> Mapping[str, Offer]:
+def offers(backend: str) -> Mapping[str, tuple[Offer, ...]]:
     """Return what a library offers, by the name of the attack's entry; raise UnknownName for an unknown backend."""
     if backend not in names():
         raise UnknownName("backend", backend, names())
-    return {attack: Offer(**facts) for attack, facts in catalog.find("backends", backend).facts["offers"].items()}
+    table = catalog.find("backends", backend).facts["offers"]
+    return {attack: tuple(Offer(**form) for form in forms) for attack, forms in table.items()}
+
+
+def norms(backend: str, attack: str) -> tuple[str, ...]:
+    """Return the norms for which a library has an attack in any form."""
+    return tuple(dict.fromkeys(norm for offer in offers(backend)[attack] for norm in offer.norms))
 
 
 def offered(backend: str, attack: catalog.Plugin, parameters: Mapping[str, Any], norm: str) -> Offer:
@@ -60,18 +68,27 @@ def offered(backend: str, attack: catalog.Plugin, parameters: Mapping[str, Any],
     found = offers(backend)
     if attack.entry not in found:
         raise UserError(f"backend {backend} has no attack {attack.entry}; it has {', '.join(sorted(found))}")
-    offer = found[attack.entry]
-    if norm not in offer.norms:
-        raise UserError(f"backend {backend} has {attack.entry} for {', '.join(offer.norms)} only, not for {norm}")
     usual = catalog.find("attacks", attack.entry).settings()
+    problems = []
+    for offer in found[attack.entry]:
+        problem = _mismatch(offer, norm, parameters, usual)
+        if problem is None:
+            return offer
+        problems.append(problem)
+    raise UserError(f"backend {backend} has {attack.entry} {', or '.join(dict.fromkeys(problems))}")
+
+
+def _mismatch(offer: Offer, norm: str, parameters: Mapping[str, Any], usual: Mapping[str, Any]) -> str | None:
+    """Return what keeps a form from being what is asked for, None for nothing."""
+    if norm not in offer.norms:
+        return f"for {', '.join(offer.norms)} only, not for {norm}"
     for name, value in parameters.items():
-        if name in offer.fixed:
-            if value not in offer.fixed[name]:
-                only = " or ".join(f"{name}={_typed(choice)}" for choice in offer.fixed[name])
-                raise UserError(f"backend {backend} has {attack.entry} with {only} only, not with {_typed(value)}")
-        elif name not in offer.translated and value != usual[name]:
-            raise UserError(f"backend {backend} cannot set {name} of {attack.entry}; leave it at {_typed(usual[name])}")
-    return offer
+        allowed = offer.fixed.get(name, () if name in offer.translated else (usual[name],))
+        if allowed and value not in allowed:
+            return (
+                f"with {' or '.join(f'{name}={_typed(choice)}' for choice in allowed)} only, not with {_typed(value)}"
+            )
+    return None
 
 
 def identify(backend: str, attack: catalog.Plugin, parameters: Mapping[str, Any], norm: str) -> dict[str, Any]:
@@ -106,15 +123,15 @@ def check(spec: EvalSpec) -> None:
         raise UserError(f"backend {backend} attacks top-1 decisions of one forward pass only; use backend {NATIVE}")
 
 
-def attack_of(identity: AttackIdentity) -> Callable[..., Any]:
-    """Return the function that answers for `identity`, called as every attack is:
+def attack_of(identity: AttackIdentity, norm: str) -> Callable[..., Any]:
+    """Return the function that answers for `identity` in a norm, called as every attack is:
     ``attack(model, images, labels, *, threat, random, **parameters)``.
     """
     attack = catalog.find("attacks", identity.entry)
     if identity.backend == NATIVE:
         found: Callable[..., Any] = attack.load().attack
         return found
-    offer = offers(identity.library)[identity.entry]
+    offer = offered(identity.library, attack, identity.parameters, norm)
     silent = sorted(set(identity.parameters) - {*offer.translated, *offer.fixed})
     notes = [f"{identity.library} {note}" for note in offer.notes]
     if silent:

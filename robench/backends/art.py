@@ -79,12 +79,14 @@ ENTRY = BackendEntry(
     distribution="adversarial-robustness-toolbox",
     precisions=("fp32", "tf32", "bf16"),
     offers={
-        "fgsm": {"norms": ("Linf", "L2"), "fixed": {"loss": ("ce",)}},
-        "pgd": {
-            "norms": ("Linf", "L2"),
-            "translated": ("steps", "step_size", "restarts", "start"),
-            "fixed": {"loss": ("ce",)},
-            "notes": ("takes all steps and returns the last iterate",),
-        },
+        "fgsm": ({"norms": ("Linf", "L2"), "fixed": {"loss": ("ce",)}},),
+        "pgd": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "step_size", "restarts", "start"),
+                "fixed": {"loss": ("ce",)},
+                "notes": ("takes all steps and returns the last iterate",),
+            },
+        ),
     },
 )

@@ -123,7 +123,7 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
     if plugin.kind == "attacks":
         found["backends"] = {name: norms for name in backends.names() if (norms := _norms(name, plugin))}
     if plugin.kind == "backends":
-        found["offers"] = {attack: offer["norms"] for attack, offer in plugin.facts["offers"].items()}
+        found["offers"] = {attack: backends.norms(plugin.name, attack) for attack in plugin.facts["offers"]}
     if plugin.kind == "datasets":
         found["classes"] = len(plugin.facts["classes"]) or "by the folder"
     if plugin.parameters:

@@ -216,7 +216,7 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's logits of them."""
         ids, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, minimum_norm = attack_of(spec.attack), plugin.facts.get("minimum_norm", False)
+        attack, minimum_norm = attack_of(spec.attack, spec.threat.norm), plugin.facts.get("minimum_norm", False)
         random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
         criterion = Criterion(spec.decision.top_k)
         native = spec.attack.library == NATIVE

@@ -19,7 +19,7 @@ from robench.threat_model import ThreatModel
 from tests.models import Linear, SmallNet, pictures
 
 OFFERS = [(backend, attack) for backend in backends.names()[1:] for attack in backends.offers(backend)]
-CASES = [(b, a, norm) for b, a in OFFERS for norm in backends.offers(b)[a].norms]
+CASES = [(b, a, norm) for b, a in OFFERS for norm in backends.norms(b, a)]
 each_offer = pytest.mark.parametrize(("backend", "attack"), OFFERS)
 each_case = pytest.mark.parametrize(("backend", "attack", "norm"), CASES)
 WHOLE_BOX = ThreatModel.parse("Linf@1")
@@ -35,7 +35,7 @@ def adapted(backend, attack, norm, **overrides):
     except UserError as error:
         pytest.skip(str(error))
     identity = AttackIdentity(name=attack, entry=attack, parameters=parameters, **fields)
-    return backends.attack_of(identity), parameters
+    return backends.attack_of(identity, norm), parameters
 
 
 #: Attacks that a library has no form of for two classes.
@@ -62,16 +62,16 @@ def is_minimum_norm(attack):
 
 @each_offer
 def test_offers_speak_of_the_attack_as_it_is(backend, attack):
-    plugin, offer = catalog.find("attacks", attack), backends.offers(backend)[attack]
+    plugin = catalog.find("attacks", attack)
     assert plugin.name == plugin.entry
-    assert set(offer.norms) <= set(plugin.facts["norms"])
-    assert set(offer.translated).isdisjoint(offer.fixed)
-    for name in offer.translated:
-        assert name in plugin.parameters
-    for name, values in offer.fixed.items():
-        assert values
-        for value in values:
-            assert catalog.checked(value, plugin.parameters[name], name) == value
+    for offer in backends.offers(backend)[attack]:
+        assert set(offer.norms) <= set(plugin.facts["norms"])
+        assert set(offer.translated).isdisjoint(offer.fixed)
+        assert set(offer.translated) <= set(plugin.parameters)
+        for name, values in offer.fixed.items():
+            assert values
+            for value in values:
+                assert catalog.checked(value, plugin.parameters[name], name) == value
 
 
 @each_case

@@ -34,7 +34,7 @@ def ask(backend, attack, model, threat, *, count=12, **overrides):
     images = pictures(count).float()
     labels = model(images).argmax(1)
     random = RandomStream(0, torch.arange(count))
-    found = backends.attack_of(identity)(model, images, labels, threat=threat, random=random, **parameters)
+    found = backends.attack_of(identity, threat.norm)(model, images, labels, threat=threat, random=random, **parameters)
     return images, labels, found
 
 

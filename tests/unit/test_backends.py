@@ -30,12 +30,15 @@ FACTS = {
     "distribution": "my-library",
     "precisions": ("fp32",),
     "offers": {
-        "pgd": {
-            "norms": ("Linf",),
-            "translated": ("steps", "step_size", "restarts", "start"),
-            "fixed": {"loss": ("ce", "margin")},
-            "notes": ("walks on",),
-        }
+        "pgd": (
+            {
+                "norms": ("Linf",),
+                "translated": ("steps", "step_size", "restarts", "start"),
+                "fixed": {"loss": ("ce", "margin")},
+                "notes": ("walks on",),
+            },
+            {"norms": ("Linf",), "translated": ("steps",), "fixed": {"stop_when_broken": (False,)}},
+        )
     },
 }
 
@@ -105,9 +108,15 @@ def test_the_library_and_its_version_are_part_of_the_question(mine, images, monk
     [
         ({"backend": "mein"}, "unknown backend 'mein'; did you mean 'mine'"),
         ({"attack": "fgsm"}, "backend mine has no attack fgsm; it has pgd"),
-        ({"threat": ThreatModel.parse("L2@1")}, "has pgd for Linf only, not for L2"),
-        ({"attack": "pgd:loss=dlr"}, "has pgd with loss=ce or loss=margin only, not with dlr"),
-        ({"attack": "pgd:stop_when_broken=false"}, "cannot set stop_when_broken of pgd; leave it at true"),
+        ({"threat": ThreatModel.parse("L2@1")}, "has pgd for Linf only, not for L2$"),
+        (
+            {"attack": "pgd:loss=dlr"},
+            "has pgd with loss=ce or loss=margin only, not with dlr, or with loss=ce only, not with dlr$",
+        ),
+        (
+            {"attack": "pgd:stop_when_broken=false,restarts=2"},
+            "with stop_when_broken=true only, not with false, or with restarts=1 only, not with 2$",
+        ),
         ({"precision": "bf16"}, "searches in fp32 only, not in bf16"),
     ],
 )
@@ -129,6 +138,11 @@ def test_a_library_knows_one_kind_of_decision(mine, images, decision):
 def test_translated_parameters_take_any_value(mine, images):
     spec, _ = plan(images, attack="pgd:steps=3,step_size=0.01,restarts=4,start=image,loss=margin")
     assert spec.attack.parameters["restarts"] == 4
+
+
+def test_an_attack_may_be_offered_in_several_forms(mine, images):
+    spec, _ = plan(images, attack="pgd:steps=3,stop_when_broken=false")
+    assert spec.attack.parameters["stop_when_broken"] is False
 
 
 def test_an_absent_library_is_one_line_with_the_remedy(mine, images, monkeypatch):
@@ -220,7 +234,7 @@ def test_generators_are_seeded_by_the_examples_and_put_back(mine):
         parameters=catalog.find("attacks", "pgd").settings(),
         backend="mine 1.2",
     )
-    attack = backends.attack_of(identity)
+    attack = backends.attack_of(identity, "Linf")
     model, images, labels = SmallNet().eval(), pictures(3).float(), torch.zeros(3, dtype=torch.int64)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     for seed, ids in ((0, [1, 2, 3]), (0, [3, 1, 2]), (1, [1, 2, 3]), (0, [1, 2, 4])):
