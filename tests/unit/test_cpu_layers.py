@@ -59,16 +59,21 @@ def test_cheap_image_gradients_are_the_same_gradients(layer: nn.Conv2d, memory_f
     assert_same_answers(network, plain, images, share=1e-9)
 
 
-@pytest.mark.parametrize("size", [(4, 4), (7, 6), (1, 9)])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("size", "bias", "memory_format"),
+    [
+        ((4, 4), True, torch.channels_last),
+        ((7, 6), False, torch.channels_last),
+        ((1, 9), True, torch.contiguous_format),
+    ],
+)
 def test_wide_convolutions_by_tiles(size: tuple[int, int], bias: bool, memory_format: torch.memory_format) -> None:
     layer = convolution(256, 260, 3, padding=1, bias=bias, dtype=torch.float32)
     network = nn.Sequential(layer, nn.Tanh()).to(memory_format=memory_format)
     plain = copy.deepcopy(network)
     cheapen(network, single_precision=True)
     assert type(network[0]) is not nn.Conv2d
-    features = numbers(3, 256, *size, dtype=torch.float32).contiguous(memory_format=memory_format)
+    features = numbers(2, 256, *size, dtype=torch.float32).contiguous(memory_format=memory_format)
     assert_same_answers(network, plain, features, share=1e-4)
 
 
