@@ -106,7 +106,10 @@ def code_fingerprint() -> str:
     digest = hashlib.sha256()
     folders = ("attacks", "backends", "evaluation", "architectures")
     files = [p for folder in folders for p in (PACKAGE / folder).glob("*.py")]
-    files += [PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier", "target")]
+    files += [
+        PACKAGE / f"{name}.py"
+        for name in ("losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target")
+    ]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]
