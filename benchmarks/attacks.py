@@ -239,7 +239,8 @@ def passes_needed(problem: Problem, attack: str, device: torch.device) -> int | 
     PGD and APGD: those that it takes on each image when it looks after every step, less the one in whose forward pass
     the image was seen to be broken. DDN: all steps on all images.
     """
-    plugin, parameters = planning.attack_settings(attack)
+    plugin, settings = planning.attack_settings(attack)
+    parameters: dict[str, Any] = settings
     if plugin.entry == "ddn":
         return int(parameters["steps"]) * len(problem.labels)
     if plugin.entry not in {"pgd", "apgd"} or parameters["restarts"] != 1 or parameters.get("targets"):
@@ -247,7 +248,7 @@ def passes_needed(problem: Problem, attack: str, device: torch.device) -> int | 
     with looking_at_every_step(plugin.entry):
         result = worker_of(problem, device)(shard_of(problem, attack))
     assert result.error is None, result.error
-    taken, steps = result.rows["backward_passes"], int(parameters["steps"])
+    taken, steps = result.rows["backward_passes"], parameters["steps"]
     assert (taken >= 0).all()
     # Images that a second look on the plain model found to stand walked all steps a second time.
     seen_on_the_way = result.rows["broken"] & (taken < steps)
@@ -257,7 +258,7 @@ def passes_needed(problem: Problem, attack: str, device: torch.device) -> int | 
 @contextmanager
 def looking_at_every_step(entry: str) -> Iterator[None]:
     """Let an attack look at who is broken after every step, as it does on a CPU, on any device."""
-    module = importlib.import_module(f"robench.attacks.{entry}")
+    module: Any = importlib.import_module(f"robench.attacks.{entry}")
     usual = module._STEPS_BETWEEN_COMPACTIONS
     module._STEPS_BETWEEN_COMPACTIONS = 1
     try:
