@@ -91,12 +91,20 @@ def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
     return AttackIdentity(name=name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
 
 
+def is_minimum_norm(spec: EvalSpec) -> bool:
+    """Tell whether the attack looks for the nearest adversarial example, whatever epsilon is."""
+    return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False))
+
+
 @functools.cache
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
     files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    files += [PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier")]
+    files += [
+        PACKAGE / f"{name}.py"
+        for name in ("losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target")
+    ]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robench.errors import UserError
 from robench.threat_model import ThreatModel
 
-SCHEMA_VERSION = 1
-
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
+Backend = Literal["native", "foolbox", "art", "autoattack"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Value(BaseModel):
@@ -33,16 +36,17 @@ class Value(BaseModel):
     @classmethod
     def from_json(cls, text: str, *, origin: str) -> Self:
         """Read what :meth:`to_json` wrote; `origin` (a file's path) is named in the error for anything else."""
+        current = cls.model_fields["schema_version"].default if "schema_version" in cls.model_fields else 1
         try:
-            version = json.loads(text).get("schema_version", SCHEMA_VERSION)
+            version = json.loads(text).get("schema_version", current)
         except (json.JSONDecodeError, AttributeError):
             raise UserError(
                 f"{origin} is no {cls.__name__}: it is not a JSON object; restore it, or delete it and measure again"
             ) from None
-        if version != SCHEMA_VERSION:
+        if version != current:
             raise UserError(
-                f"{origin} has schema version {version}, this robench reads {SCHEMA_VERSION}; "
-                f"{'upgrade robench' if version > SCHEMA_VERSION else 'measure again'}"
+                f"{origin} has schema version {version}, this robench reads {current}; "
+                f"{'upgrade robench' if version > current else 'delete it and measure again'}"
             )
         try:
             return cls.model_validate_json(text)
@@ -109,12 +113,32 @@ class AttackIdentity(Value):
     version: int
     parameters: dict[str, Any]
     """Every parameter, defaults included."""
+    backend: Backend = "native"
+    """Whose implementation: robench's own, or another library's with the same parameters."""
+
+
+class Decision(Value):
+    """How a prediction is made and when it counts as right."""
+
+    top_k: PositiveInt = 1
+    """Right where the label is among so many largest logits."""
+    votes: PositiveInt = 1
+    """Forward passes that vote for one prediction: for models that are random themselves, or made so by `sigma`."""
+    sigma: NonNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise that is added to the image before each vote ([0, 1] scale)."""
+    repeats: Annotated[int, Field(ge=1, le=62)] = 1
+    """Independent decisions on every adversarial image: their spread is the model's own randomness."""
+
+    @property
+    def plain(self) -> bool:
+        """Tell whether one forward pass decides, for ever."""
+        return self.votes == 1 and self.sigma == 0 and self.repeats == 1
 
 
 class EvalSpec(Value):
     """One question. Everything that can change the number is in here, and nothing else."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Raise it when a field changes its meaning; old records then stay readable by old releases only."""
     model: ModelIdentity
     examples: Examples
@@ -123,6 +147,10 @@ class EvalSpec(Value):
     seed: int
     precision: Precision
     """Of the search; success is always judged by the plain model in fp32 (in fp64 where the search is fp64)."""
+    decision: Decision = Decision()
+    until: PositiveFloat | None = None
+    """Examples are drawn in random order until the confidence sequence of the robust accuracy is no wider than this;
+    None: all examples."""
 
     @property
     def identity(self) -> str:
@@ -151,6 +179,64 @@ class ShardError(Value):
     message: str
 
 
+class Distances(Value):
+    """How far the nearest adversarial examples are that an attack found, in the threat model's norm."""
+
+    found: int
+    """Attacked examples that were really broken, at whatever distance."""
+    attacked: int
+    median: float | None
+    """Of all attacked examples, where those that were not broken lie infinitely far; None: at least half do."""
+    mean_found: float | None
+    """Of those that were broken."""
+    mean_all: float
+    """Of all examples as the papers print it: wrong clean images and failures count 0."""
+    relative: float | None
+    """Mean of L2 distance over the image's L2 norm, of those that were broken (DeepFool, arXiv:1511.04599, eq. 2)."""
+
+
+class Randomness(Value):
+    """What a random model's repeated decisions say of one number."""
+
+    repeats: int
+    mean: float
+    """Robust accuracy, averaged over the repeats."""
+    interval: tuple[float, float]
+    """95 % interval of that mean over the model's randomness (Student's t over the repeats)."""
+    undecided: int
+    """Examples that some decisions get right and others wrong."""
+
+
+class ConfidenceSequence(Value):
+    """The guarantee of an evaluation that stopped when it knew enough."""
+
+    level: float
+    """The interval covers at every moment of the evaluation together with at least this probability."""
+    width: float
+    """It stopped at the first interval no wider than this, or after the last example."""
+    low: float
+    high: float
+    """Bounds on the robust accuracy on the *whole* list of examples."""
+    of: int
+    """How many examples the whole list has."""
+
+
+class Diagnostic(Value):
+    """One sign by which an evaluation gives itself away as too weak."""
+
+    name: str
+    """`zero-gradients`, `loss-does-not-rise`, `not-converged`, `black-box-stronger`, ..."""
+    verdict: Literal["ok", "flag", "not applicable"]
+    evidence: str
+    """One sentence with the numbers."""
+    examples: int
+    """How many were looked at."""
+    stronger: str | None = None
+    """The attack that was run because of the flag."""
+    robust_then: Proportion | None = None
+    """What stood after it, of the same examples."""
+
+
 class Cost(Value):
     """What the search took, its second looks included; the judge's passes are not in it."""
 
@@ -177,11 +263,12 @@ class Provenance(Value):
 
 
 class EvalRecord(Value):
-    """One answer. Complete ones are written once; one with errors never ranks and may be replaced."""
+    """One answer. Complete ones are written once; others never rank and may be replaced."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     spec: EvalSpec
-    status: Literal["complete", "failed"]
+    status: Literal["complete", "partial", "failed"]
+    """Partial: it was stopped on purpose, and answers for the examples that it has."""
     clean: Proportion
     """Correct on the unchanged image, of all examples evaluated."""
     robust: Proportion
@@ -189,7 +276,20 @@ class EvalRecord(Value):
     clean_top5: Proportion | None = None
     """Where there are more than ten classes."""
     median_distance: float | None
-    """Of the adversarial examples found, in the threat model's norm."""
+    """Of the adversarial examples found in the ball, in the threat model's norm."""
+    distances: Distances | None = None
+    """Of attacks that look for the minimum norm."""
+    survives_8_bit: Proportion | None = None
+    """Of the examples that fell: those whose adversarial image still is one after rounding to 256 levels."""
+    members: dict[str, int] = Field(default_factory=dict)
+    """Of a combined attack: how many examples fell to each member first."""
+    randomness: Randomness | None = None
+    """Of repeated decisions."""
+    sequence: ConfidenceSequence | None = None
+    """Of an evaluation that was asked to stop when it knew enough."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the attack did other than its parameters say, and why."""
     errors: tuple[ShardError, ...] = ()
     cost: Cost
     provenance: Provenance
@@ -204,11 +304,22 @@ OUTCOME_COLUMNS: dict[str, str] = {
     "clean_prediction": "int32",
     "clean_rank": "int32",  # 0: the label has the largest logit
     "adversarial_prediction": "int32",  # equals clean_prediction where no attack ran
+    "adversarial_rank": "int32",
     "attacked": "bool",  # false: wrong without an attack
-    "robust": "bool",
+    "broken": "bool",  # the returned image is misclassified, at whatever distance
+    "robust": "bool",  # right without an attack, and not broken inside the ball
     "linf": "float64",
     "l2": "float64",
+    "relative_l2": "float64",  # over the clean image's L2 norm; 0 for an image of zeros
+    "broken_in_8_bit": "bool",  # still misclassified after rounding to 256 levels
+    "wrong_decisions": "int64",  # bit i: the i-th repeated decision on the returned image is wrong
+    "broken_by": "string",  # member of a combined attack; empty where there is none or none succeeded
+    "forward_passes": "int32",  # -1: the attack does not say for which examples it made its passes
+    "backward_passes": "int32",
 }
+
+#: The same for numpy.
+OUTCOME_TYPES: dict[str, Any] = {name: "U" if kind == "string" else kind for name, kind in OUTCOME_COLUMNS.items()}
 
 
 class WeightsFile(Value):

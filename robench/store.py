@@ -18,10 +18,11 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ Rows = Mapping[str, NDArray[Any]]
 """One array per column of OUTCOME_COLUMNS, all of one length: one entry per example."""
 
 _COST = b"robench.cost"
+_NOTES = b"robench.notes"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Store:
         publish(self.outcomes_path(record), data)
         text = record.to_json().encode()
         former = _read_record(failed)
-        if record.status == "failed":
+        if record.status != "complete":
             publish(failed, text)
             self._withdraw(former, kept=record)
             return failed
@@ -166,9 +168,10 @@ class Store:
 
         return Results(tuple(self.records()), cards, outcomes)
 
-    def journal_write(self, identity: str, rows: Rows, *, cost: Cost) -> None:
-        """Keep the rows of a finished shard, and what they took, until the evaluation is complete."""
-        table = _table(rows).replace_schema_metadata({_COST: cost.model_dump_json().encode()})
+    def journal_write(self, identity: str, rows: Rows, *, cost: Cost, notes: Collection[str] = ()) -> None:
+        """Keep a finished shard's rows, what they took and what is to be said, until the evaluation is complete."""
+        facts = {_COST: cost.model_dump_json().encode(), _NOTES: json.dumps(sorted(notes)).encode()}
+        table = _table(rows).replace_schema_metadata(facts)
         first = table["example_id"][0].as_py() if len(table) else 0
         name = f"{identity}-{first}-{len(table)}-{secrets.token_hex(4)}.parquet"
         publish(self.root / ".work" / name, _parquet(table))
@@ -197,6 +200,10 @@ class Store:
             backward_passes=sum(c.backward_passes for c in costs),
             seconds=sum(c.seconds for c in costs),
         )
+
+    def journal_notes(self, identity: str) -> set[str]:
+        """Return what is to be said of the finished shards."""
+        return {note for table in self._journal_tables(identity) for note in json.loads(table.schema.metadata[_NOTES])}
 
     def journal_clear(self, identity: str) -> None:
         """Forget the finished shards."""
@@ -292,6 +299,8 @@ def _columns(table: Any) -> dict[str, NDArray[Any]]:
 
 def _array(column: Any, kind: str) -> NDArray[Any]:
     """Return a pyarrow array as numpy's; pyarrow's own way imports pandas, which takes half a second."""
+    if kind == "string":
+        return np.array(column.to_pylist(), dtype=np.str_)
     if not len(column):
         return np.empty(0, dtype=kind)
     if kind != "bool":

@@ -88,10 +88,18 @@ def rows(robust: Iterable[bool], *, clean: Iterable[bool] | None = None) -> dict
         "clean_prediction": first,
         "clean_rank": np.where(correct, 0, 1).astype(np.int32),
         "adversarial_prediction": np.where(stands, label, (label + 1) % 10).astype(np.int32),
+        "adversarial_rank": np.where(stands, 0, 1).astype(np.int32),
         "attacked": correct,
+        "broken": ~stands,
         "robust": stands,
         "linf": np.where(stands, 0.0, 0.3),
         "l2": np.where(stands, 0.0, 3.0),
+        "relative_l2": np.where(stands, 0.0, 0.4),
+        "broken_in_8_bit": ~stands,
+        "wrong_decisions": np.zeros(n, np.int64),
+        "broken_by": np.full(n, ""),
+        "forward_passes": np.where(correct, 21, 0).astype(np.int32),
+        "backward_passes": np.where(correct, 20, 0).astype(np.int32),
     }
 
 

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file, save
 from robench.classifier import Classifier, keep_large_buffers
 from robench.datasets import ImageSet
 from robench.errors import EvaluationFailed
-from robench.evaluation.merging import merge, sort_rows, total_cost
+from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
 from robench.evaluation.shards import ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
-from robench.planning import journal_key
+from robench.planning import is_minimum_norm, journal_key
 from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256, publish
 
@@ -114,7 +114,7 @@ class Campaign:
             if result.error is None:
                 if result.adversarial_images is not None:
                     self._keep_adversarials(spec, result)
-                self.store.journal_write(journal_key(spec), result.rows, cost=result.cost)
+                self.store.journal_write(journal_key(spec), result.rows, cost=result.cost, notes=result.notes)
                 robust = int(np.sum(result.rows["robust"]))
                 self.progress.advance(spec, examples=len(result.shard.ids), robust=robust)
             yield result
@@ -131,6 +131,7 @@ class Campaign:
             num_classes=len(self.images.classes),
             provenance=self.execution.provenance(),
             outcomes_sha256=outcome_sha256(rows),
+            remarks=Remarks(minimum_norm=is_minimum_norm(spec), notes=self.store.journal_notes(journal_key(spec))),
         )
         if known is not None and record.outcomes_sha256 != known.outcomes_sha256:
             before, now = self.store.outcomes(known)["robust"], rows["robust"]

@@ -32,6 +32,8 @@ class ShardResult:
     error: ShardError | None = None
     adversarial_images: NDArray[np.float32] | None = None
     """(N, C, H, W), where they were asked for."""
+    notes: frozenset[str] = frozenset()
+    """What the attack did other than its parameters say."""
 
 
 def split(spec: EvalSpec, ids: NDArray[np.int64], size: int) -> list[Shard]:

@@ -24,11 +24,16 @@ class Violation(NamedTuple):
     message: str
 
 
-def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> Violation | None:
+def inside_ball(length: Tensor, threat: ThreatModel) -> Tensor:
+    """Tell of each distance `(N,)`, measured in float64, whether it is within epsilon up to BALL_TOLERANCE."""
+    return length <= threat.radius + BALL_TOLERANCE * max(1.0, threat.radius)
+
+
+def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel | None) -> Violation | None:
     """Return the first rule that `adversarial` breaks, with the example (its row) that breaks it worst, or None.
 
     Both `(N, C, H, W)`. Rules, in this order: the shape, no NaN or infinity, the box [0, 1] exactly, the ball of
-    `threat` up to BALL_TOLERANCE (distances are measured in float64).
+    `threat` up to BALL_TOLERANCE (distances are measured in float64); None: an attack whose distance is free.
     """
     if adversarial.shape != images.shape or not adversarial.is_floating_point():
         got, want = tuple(adversarial.shape), tuple(images.shape)
@@ -42,8 +47,10 @@ def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> 
     if bool((outside > 0).any()):
         row = int(outside.argmax())
         return Violation("outside-box", f"left [0, 1] by {float(outside[row]):.3g} (row {row})")
+    if threat is None:
+        return None
     length = distance(adversarial.double() - images.double(), threat.norm)
-    if bool((length > threat.radius + BALL_TOLERANCE * max(1.0, threat.radius)).any()):
+    if not bool(inside_ball(length, threat).all()):
         row = int(length.argmax())
         return Violation(
             "outside-ball", f"{threat.norm} distance {float(length[row]):.6g} exceeds {threat} (row {row})"

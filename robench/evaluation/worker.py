@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
-from robench.classifier import Classifier, QueryCounter, frozen, give_back_buffers, search_copy, tensor_float32
+from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import PreflightFailed, RobenchError
 from robench.evaluation.shards import Shard, ShardResult
-from robench.evaluation.verification import find_violation
-from robench.losses import margin
+from robench.evaluation.verification import find_violation, inside_ball
+from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
+from robench.target import Ledger, Target
 
 #: Batch sizes that are tried for speed on an accelerator; a larger one must be faster than the best so far by this
 #: factor to be taken.
@@ -36,6 +37,20 @@ _CPU_ACTIVATIONS = 2**26
 
 #: Where the search copy and the judge may disagree is looked for in such a share of the batch at a time.
 _NARROWEST_SHARE = 8
+
+
+class Batch(NamedTuple):
+    """Some examples on the device."""
+
+    ids: NDArray[np.int64]
+    images: Tensor
+    """(N, C, H, W) in [0, 1]."""
+    labels: Tensor
+    """(N,) int64."""
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return some neighbours of these examples."""
+        return Batch(self.ids[start:stop], self.images[start:stop], self.labels[start:stop])
 
 
 class InvalidAnswer(Exception):
@@ -73,8 +88,7 @@ class Worker:
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.judge = copy.deepcopy(model).to(device=device, dtype=self.dtype).eval()
-        self.search = QueryCounter(search_copy(model, precision=precision, device=device))
-        self.second_search = QueryCounter(self.judge)
+        self.search = search_copy(model, precision=precision, device=device)
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
@@ -93,12 +107,12 @@ class Worker:
     def __call__(self, shard: Shard) -> ShardResult:
         """Answer one shard; an attack that fails gives an error instead of rows, never a robust example."""
         started = time.perf_counter()
-        before = self._passes()
+        ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
         kept: list[NDArray[np.float32]] = []
         try:
-            for ids, images, labels in self._batches(shard):
-                rows, adversarial = self._answer_within_memory(shard.spec, ids, images, labels)
+            for batch in self._batches(shard):
+                rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
                     kept.append(adversarial.float().cpu().numpy())
@@ -106,32 +120,21 @@ class Worker:
             error = ShardError(
                 first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
-            return ShardResult(shard, {}, self._cost(before, started), error)
+            return ShardResult(shard, {}, _cost(ledgers, started), error)
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found = np.concatenate(kept) if kept else None
+        notes = frozenset(note for ledger in ledgers for note in ledger.notes)
         give_back_buffers()
-        return ShardResult(shard, rows, self._cost(before, started), None, found)
+        return ShardResult(shard, rows, _cost(ledgers, started), None, found, notes)
 
-    def _passes(self) -> tuple[int, int]:
-        counters = self.search, self.second_search
-        return sum(c.forward_passes for c in counters), sum(c.backward_passes for c in counters)
-
-    def _cost(self, before: tuple[int, int], started: float) -> Cost:
-        forward, backward = self._passes()
-        return Cost(
-            forward_passes=forward - before[0],
-            backward_passes=backward - before[1],
-            seconds=time.perf_counter() - started,
-        )
-
-    def _batches(self, shard: Shard) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+    def _batches(self, shard: Shard) -> Iterator[Batch]:
         """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
         if self.batch_size is None:
             on_cpu = self.device.type == "cpu"
             self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
         pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
         if self._resident is not None:
-            yield from ((piece, *self.load(piece)) for piece in pieces)
+            yield from (Batch(piece, *self.load(piece)) for piece in pieces)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(self.load, pieces[0])
@@ -139,68 +142,95 @@ class Worker:
                 batch = ahead.result()
                 if position + 1 < len(pieces):
                     ahead = reader.submit(self.load, pieces[position + 1])
-                yield piece, *batch
+                yield Batch(piece, *batch)
 
     def _answer_within_memory(
-        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor
+        self, spec: EvalSpec, batch: Batch, ledgers: list[Ledger]
     ) -> tuple[dict[str, NDArray[Any]], Tensor]:
         """Answer a batch; where memory runs out, answer its halves, and keep to the smaller size from then on."""
+        count = len(batch.ids)
+        ledgers.append(Ledger.of(count, self.device))
         try:
-            return self._answer(spec, ids, images, labels)
+            return self._answer(spec, batch, ledgers[-1])
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            if len(ids) == 1:
+            if count == 1:
                 raise InvalidAnswer("crash", f"one example does not fit in memory: {error}") from error
         torch.cuda.empty_cache()
-        half = len(ids) // 2
-        self.batch_size = half
-        first, first_images = self._answer_within_memory(spec, ids[:half], images[:half], labels[:half])
-        second, second_images = self._answer_within_memory(spec, ids[half:], images[half:], labels[half:])
+        self.batch_size = count // 2
+        first, first_images = self._answer_within_memory(spec, batch.part(0, count // 2), ledgers)
+        second, second_images = self._answer_within_memory(spec, batch.part(count // 2, count), ledgers)
         rows = {name: np.concatenate([first[name], second[name]]) for name in first}
         return rows, torch.cat([first_images, second_images])
 
-    def _answer(
-        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor
-    ) -> tuple[dict[str, NDArray[Any]], Tensor]:
-        clean_prediction, clean_rank = self._clean_answers(ids, images, labels)
-        attacked = torch.from_numpy(clean_rank == 0).to(self.device).nonzero().squeeze(1)
+    def _answer(self, spec: EvalSpec, batch: Batch, ledger: Ledger) -> tuple[dict[str, NDArray[Any]], Tensor]:
+        ids, images, labels = batch
+        clean_prediction, clean_rank = self._clean_answers(batch)
+        right = clean_rank < spec.decision.top_k
+        attacked = torch.from_numpy(right).to(self.device).nonzero().squeeze(1)
         adversarial = images.clone()
         prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
+        rank = torch.from_numpy(clean_rank.copy()).to(self.device)
         if len(attacked):
-            found, answer = self._attack(spec, ids, images, labels, rows=attacked)
-            adversarial[attacked], prediction[attacked] = found, answer
+            found, logits = self._attack(spec, batch, rows=attacked, ledger=ledger)
+            adversarial[attacked], prediction[attacked] = found, logits.argmax(1)
+            rank[attacked] = rank_of(logits, labels[attacked])
         difference = adversarial.double() - images.double()
+        length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
+        broken = rank >= spec.decision.top_k
+        fallen = broken & inside_ball(length[spec.threat.norm], spec.threat)
+        robust = ~fallen.cpu().numpy() & right
+        size = distance(images.double(), "L2")
         rows: dict[str, NDArray[Any]] = {
             "example_id": ids,
             "label": labels.cpu().numpy(),
             "clean_prediction": clean_prediction,
             "clean_rank": clean_rank,
             "adversarial_prediction": prediction.cpu().numpy(),
-            "attacked": clean_rank == 0,
-            "robust": (prediction == labels).cpu().numpy() & (clean_rank == 0),
-            "linf": distance(difference, "Linf").cpu().numpy(),
-            "l2": distance(difference, "L2").cpu().numpy(),
+            "adversarial_rank": rank.cpu().numpy(),
+            "attacked": right,
+            "broken": broken.cpu().numpy(),
+            "robust": robust,
+            "linf": length["Linf"].cpu().numpy(),
+            "l2": length["L2"].cpu().numpy(),
+            "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
+            "broken_in_8_bit": self._broken_in_8_bit(spec, adversarial, labels, broken).cpu().numpy(),
+            "wrong_decisions": np.zeros(len(ids), np.int64),
+            "broken_by": np.where(robust, "", np.array(ledger.broken_by, dtype=np.str_)),
+            **_passes_of(ledger),
         }
         return rows, adversarial
 
-    def _attack(
-        self, spec: EvalSpec, ids: NDArray[np.int64], images: Tensor, labels: Tensor, *, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return adversarial images for `rows`, valid ones, and what the judge says of them."""
-        attack = catalog.find("attacks", spec.attack.entry).load().attack
+    def _broken_in_8_bit(self, spec: EvalSpec, adversarial: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
+        """Return which broken examples `(N,)` stay broken as a file of 256 levels would hold them."""
+        rows = broken.nonzero().squeeze(1)
+        survives = torch.zeros_like(broken)
+        if len(rows):
+            rounded = (adversarial[rows] * 255).round() / 255
+            survives[rows] = Criterion(spec.decision.top_k).broken(self._judged(rounded), labels[rows])
+        return survives
+
+    def _attack(self, spec: EvalSpec, batch: Batch, *, rows: Tensor, ledger: Ledger) -> tuple[Tensor, Tensor]:
+        """Return adversarial images for `rows`, valid ones, and the judge's logits of them."""
+        ids, images, labels = batch
+        plugin = catalog.find("attacks", spec.attack.entry)
+        attack, minimum_norm = plugin.load().attack, plugin.facts.get("minimum_norm", False)
         random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
+        criterion = Criterion(spec.decision.top_k)
+        supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        model,
+                        Target(model, ledger)[some],
                         clean,
                         labels[some],
                         threat=spec.threat,
                         random=random[some],
+                        **supplied,
                         **spec.attack.parameters,
                     )
             except RobenchError:
@@ -209,37 +239,39 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, images[some], spec.threat):
+            if violation := find_violation(found, clean, None if minimum_norm else spec.threat):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial
 
         adversarial = search(self.search, rows)
         logits = self._judged_finite(adversarial)
-        prediction = logits.argmax(1)
         # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
         # may have stopped too early: those few are searched again on the judge itself.
-        again = self._disputed(adversarial, labels[rows], logits)
+        again = self._disputed(adversarial, labels[rows], logits, criterion, ledger=ledger)
         if len(again):
             with frozen(self.judge):
-                adversarial[again] = search(self.second_search, rows[again])
-            prediction[again] = self._judged_finite(adversarial[again]).argmax(1)
-        return adversarial, prediction
+                adversarial[again] = search(self.judge, rows[again])
+            logits[again] = self._judged_finite(adversarial[again])
+        return adversarial, logits
 
     @torch.no_grad()
-    def _disputed(self, adversarial: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+    def _disputed(
+        self, adversarial: Tensor, labels: Tensor, logits: Tensor, criterion: Criterion, *, ledger: Ledger
+    ) -> Tensor:
         """Return the rows that stand for the judge, whose logits are given, and that the search copy believes broken.
 
         The two differ by rounding, so it is looked at where the judge's margin is narrowest, and further only as long
         as any such row is found: mostly an eighth of a forward pass.
         """
-        narrowest = margin(logits, labels).argsort(descending=True)
-        standing = narrowest[logits[narrowest].argmax(1) == labels[narrowest]]
+        narrowest = criterion.margin(logits, labels).argsort(descending=True)
+        standing = narrowest[~criterion.broken(logits[narrowest], labels[narrowest])]
         disputed = [standing[:0]]
         parts = 1 if self.coarse else _NARROWEST_SHARE
         for rows in standing.split(max(1, -(-len(standing) // parts))) if len(standing) else ():
-            believed = self.search(adversarial[rows]).argmax(1)
-            disputed.append(rows[believed != labels[rows]])
+            ledger.second_looks += len(rows)
+            believed = criterion.broken(self.search(adversarial[rows]), labels[rows])
+            disputed.append(rows[believed])
             if len(disputed[-1]) == 0:
                 break
         return torch.cat(disputed)
@@ -258,10 +290,9 @@ class Worker:
             raise InvalidAnswer("not-a-number", "the model returns NaN or infinity for an adversarial image")
         return logits
 
-    def _clean_answers(
-        self, ids: NDArray[np.int64], images: Tensor, labels: Tensor
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _clean_answers(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return prediction and rank of the label; each image is classified once for all questions."""
+        ids, images, labels = batch
         if not all(int(i) in self._clean for i in ids):
             logits = self._judged(images)
             if not bool(torch.isfinite(logits).all()):
@@ -286,7 +317,7 @@ class Worker:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                self.search.model(image.repeat(count, 1, 1, 1).requires_grad_())
+                self.search(image.repeat(count, 1, 1, 1).requires_grad_())
             return sum(sizes.values())
 
         per_image = max(1, kept(2) - kept(1))
@@ -318,19 +349,32 @@ class Worker:
             torch.cuda.synchronize()
         started = time.perf_counter()
         images = images.detach().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(self.search.model(images), labels)
+        loss = torch.nn.functional.cross_entropy(self.search(images), labels)
         torch.autograd.grad(loss, images)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
 
-def rank_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes come before the label, `(N,)`: 0 is the prediction; ties go to the lower class."""
-    true = logits.gather(1, labels[:, None])
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    before = (logits > true) | ((logits == true) & (classes < labels[:, None]))
-    return before.sum(1)
+def _passes_of(ledger: Ledger) -> dict[str, NDArray[Any]]:
+    """Return the passes of each example; -1 where the attack did not say for which examples it made its passes."""
+    if ledger.unattributed != (0, 0):
+        unknown = np.full(len(ledger.forward_passes), -1)
+        return {"forward_passes": unknown, "backward_passes": unknown}
+    return {
+        "forward_passes": ledger.forward_passes.cpu().numpy(),
+        "backward_passes": ledger.backward_passes.cpu().numpy(),
+    }
+
+
+def _cost(ledgers: list[Ledger], started: float) -> Cost:
+    return Cost(
+        forward_passes=sum(
+            int(book.forward_passes.sum()) + book.unattributed[0] + book.second_looks for book in ledgers
+        ),
+        backward_passes=sum(int(book.backward_passes.sum()) + book.unattributed[1] for book in ledgers),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
