@@ -86,21 +86,28 @@ def make(choice: Choice) -> Problem:
         model = load_model(choice.registered, workspace, input_shape=shape, num_classes=classes).model.eval()
         description = f"{choice.registered}, as it is registered"
     else:
-        model = _empty(choice.name, test)
-        path = choice.cache / f"{choice.name}.safetensors"
-        if not path.is_file():
-            choice.cache.mkdir(parents=True, exist_ok=True)
-            train = open_split(dataset, "train", workspace)
-            _MAKERS[choice.name](model, train, threat)
-            safetensors.torch.save_file(model.network.state_dict(), path)
-        model.network.load_state_dict(safetensors.torch.load_file(path))
+        model = trained(choice, empty(choice.name, test))
         description = _MAKERS[choice.name].__doc__ or ""
     own_labels = choice.name == "resnet18" and not choice.registered
     pixels = _recognised(model, test, count=choice.images or count, own_labels=own_labels)
     return Problem(description, model, pixels, threat, choice.steps or steps, step_size)
 
 
-def _empty(architecture: str, images: ImageSet) -> Classifier:
+def trained(choice: Choice, model: Classifier) -> Classifier:
+    """Return an empty model with the choice's weights, which are made now unless the cache has them."""
+    path = choice.cache / f"{choice.name}.safetensors"
+    if not path.is_file():
+        choice.cache.mkdir(parents=True, exist_ok=True)
+        dataset, threat, *_ = SETTINGS[choice.name]
+        train = open_split(dataset, "train", Workspace.locate(data_root=choice.data_root))
+        _MAKERS[choice.name](model, train, ThreatModel.parse(threat))
+        safetensors.torch.save_file(model.network.state_dict(), path)
+    model.network.load_state_dict(safetensors.torch.load_file(path))
+    return model
+
+
+def empty(architecture: str, images: ImageSet) -> Classifier:
+    """Return a problem's untrained model for these images; what stands behind a hyphen only names the problem."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         configured = Configured(name=architecture.partition("-")[0])

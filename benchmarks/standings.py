@@ -12,7 +12,7 @@ from benchmarks.rivals import LIBRARIES
 
 #: A fixed-budget attack is as strong as another if it leaves at most this share of the images more; a minimum-norm
 #: attack if its median is at most this factor larger.
-_POINTS, _FACTOR = 0.002, 1.01
+POINTS, FACTOR = 0.002, 1.01
 #: The contestant that is judged: robench's answer to every question but the first.
 OWN = "robench, again"
 
@@ -151,10 +151,10 @@ def strength_text(report: Report, standing: Standing) -> str:
 def as_strong(report: Report, own: Standing, other: Standing) -> bool:
     """Tell whether `own` is no weaker than `other`, up to the tolerance."""
     if report.minimum_norm:
-        return (math.inf if own.median is None else own.median) <= _FACTOR * (
+        return (math.inf if own.median is None else own.median) <= FACTOR * (
             math.inf if other.median is None else other.median
         )
-    return own.broken >= other.broken - _POINTS * report.images
+    return own.broken >= other.broken - POINTS * report.images
 
 
 def verdicts(reports: Sequence[tuple[Goal, Report]], device: torch.device) -> str:

@@ -8,7 +8,7 @@ The parameters are robench's. Each is
 
 * translated: the library has it, every value means the same,
 * fixed: the library does one thing (or a few), which must be what is asked for, or
-* neither: then it must be left at its default, and the record says that the library has no such thing.
+* lacking: the library has no such thing. It must be turned off or left at its default, and then the record says so.
 
 Where one value of a parameter decides what another may be, the library offers the attack in several forms.
 
@@ -41,8 +41,23 @@ class Offer:
     """Parameters that it has, whatever their value."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Parameters that it has no choice in, and the values that say what it does."""
+    lacks: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of what it has not, and the value that turns that off. All that is not mentioned lacks, too."""
     notes: tuple[str, ...] = ()
     """What it does otherwise than robench, for the record."""
+
+    def allows(self, name: str, usual: Any) -> tuple[Any, ...] | None:
+        """Return the values that a parameter may have whose default is `usual`; None for any."""
+        if name in self.translated:
+            return None
+        if name in self.fixed:
+            return self.fixed[name]
+        return tuple(dict.fromkeys([usual, self.lacks.get(name, usual)]))
+
+    def ignored(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Return the names of those parameters that ask for what the library has not."""
+        mentioned = {*self.translated, *self.fixed, *(k for k, off in self.lacks.items() if parameters.get(k) == off)}
+        return sorted(set(parameters) - mentioned)
 
 
 def names() -> tuple[str, ...]:
@@ -83,8 +98,8 @@ def _mismatch(offer: Offer, norm: str, parameters: Mapping[str, Any], usual: Map
     if norm not in offer.norms:
         return f"for {', '.join(offer.norms)} only, not for {norm}"
     for name, value in parameters.items():
-        allowed = offer.fixed.get(name, () if name in offer.translated else (usual[name],))
-        if allowed and value not in allowed:
+        allowed = offer.allows(name, usual[name])
+        if allowed is not None and value not in allowed:
             return (
                 f"with {' or '.join(f'{name}={_typed(choice)}' for choice in allowed)} only, not with {_typed(value)}"
             )
@@ -132,10 +147,9 @@ def attack_of(identity: AttackIdentity, norm: str) -> Callable[..., Any]:
         found: Callable[..., Any] = attack.load().attack
         return found
     offer = offered(identity.library, attack, identity.parameters, norm)
-    silent = sorted(set(identity.parameters) - {*offer.translated, *offer.fixed})
     notes = [f"{identity.library} {note}" for note in offer.notes]
-    if silent:
-        notes.append(f"{identity.library} has no {', '.join(silent)} of {identity.entry}, and does as it does")
+    if ignored := offer.ignored(identity.parameters):
+        notes.append(f"{identity.library} has no {', '.join(ignored)} of {identity.entry}, and goes without")
     notes.append(
         f"random numbers of {identity.library}, where it draws any, belong to the batch: another batch size may give "
         "other answers"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robench.errors import UserError
 from robench.losses import TOP_1
 from robench.lp_geometry import distance, per_example, project
 from robench.random_streams import RandomStream
@@ -131,6 +132,12 @@ def number_of_classes(model: nn.Module, images: Tensor) -> int:
     with torch.no_grad():
         logits: Tensor = (model.model if isinstance(model, Target) else model)(images[:1])
     return logits.shape[1]
+
+
+def require_classes(least: int, classes: int, what: str) -> None:
+    """Raise UserError where `what` has no form for so few classes."""
+    if classes < least:
+        raise UserError(f"{what} needs {least} classes, the model has {classes}; use backend native")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from art.attacks import evasion
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from robench.backends._running import Question, number_of_classes, restarted
+from robench.backends._running import Question, number_of_classes, require_classes, restarted
 from robench.catalog import BackendEntry
 
 _ORDERS = {"Linf": np.inf, "L2": 2}
@@ -50,6 +50,39 @@ def _pgd(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -
     return restarted(once, model, images, labels, parameters=question.parameters)
 
 
+def _apgd(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given, radius, classifier = question.parameters, question.threat.radius, _classifier(model, images)
+    if given["loss"] == "dlr":
+        require_classes(3, classifier.nb_classes, "art's DLR loss")
+    attack = evasion.AutoProjectedGradientDescent(
+        classifier,
+        norm=_ORDERS[question.threat.norm],
+        eps=radius,
+        eps_step=2 * radius,  # the paper's first step size
+        max_iter=given["steps"],
+        nb_random_init=given["restarts"],
+        batch_size=len(images),
+        loss_type={"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[given["loss"]],
+        verbose=False,
+    )
+    return _answer(attack, images, labels)
+
+
+def _square(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given = question.parameters
+    attack = evasion.SquareAttack(
+        _classifier(model, images),
+        norm=_ORDERS[question.threat.norm],
+        max_iter=given["queries"],
+        eps=question.threat.radius,
+        p_init=given["p_init"],
+        nb_restarts=given["restarts"],
+        batch_size=len(images),
+        verbose=False,
+    )
+    return _answer(attack, images, labels)
+
+
 def _classifier(model: nn.Module, images: Tensor) -> PyTorchClassifier:
     return PyTorchClassifier(
         model,
@@ -68,7 +101,7 @@ def _answer(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
     return torch.from_numpy(found).to(images.device)
 
 
-_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd}
+_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "square": _square}
 
 ENTRY = BackendEntry(
     name="art",
@@ -85,7 +118,26 @@ ENTRY = BackendEntry(
                 "norms": ("Linf", "L2"),
                 "translated": ("steps", "step_size", "restarts", "start"),
                 "fixed": {"loss": ("ce",)},
-                "notes": ("takes all steps and returns the last iterate",),
+            },
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "step_size", "start"),
+                "fixed": {"loss": ("ce",), "restarts": (1,), "stop_when_broken": (False,)},
+            },
+        ),
+        "apgd": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "restarts"),
+                "fixed": {"loss": ("ce", "dlr"), "targets": (0,)},
+                "notes": ("returns the last iterate of APGD",),
+            },
+        ),
+        "square": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("queries", "p_init", "restarts"),
+                "notes": ("makes the squares' sizes for the budget of queries",),
             },
         ),
     },

@@ -63,7 +63,11 @@ ENTRY = BackendEntry(
                 "norms": ("Linf", "L2"),
                 "translated": ("steps", "step_size", "restarts", "start"),
                 "fixed": {"loss": ("ce",)},
-                "notes": ("takes all steps and returns the last iterate",),
+            },
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "step_size", "start"),
+                "fixed": {"loss": ("ce",), "restarts": (1,), "stop_when_broken": (False,)},
             },
         ),
     },

@@ -176,7 +176,7 @@ def test_the_library_is_asked_with_robenchs_parameters(mine, images):
     assert question.parameters["steps"] == 10
     assert result.notes == {
         "mine walks on",
-        "mine has no stop_when_broken of pgd, and does as it does",
+        "mine has no stop_when_broken of pgd, and goes without",
         "random numbers of mine, where it draws any, belong to the batch: another batch size may give other answers",
     }
 
