@@ -264,9 +264,7 @@ def write(question: Question, rows: list[Row], folder: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, NAMES, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(
-            sorted([*before, *rows], key=lambda r: [str(r[n]) for n in names[:4]] + [int(r["example_id"])])
-        )
+        writer.writerows(sorted([*before, *rows], key=lambda r: (*(r[n] for n in NAMES[:4]), int(r["example_id"]))))
 
 
 def read(path: Path) -> list[Question]:
