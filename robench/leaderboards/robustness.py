@@ -148,7 +148,7 @@ def _search(spec: EvalSpec) -> dict[str, Any]:
         **spec.attack.parameters,
         "seed": spec.seed,
         "precision": spec.precision,
-        **spec.decision.model_dump(mode="json"),
+        **{f"decision {name}": value for name, value in spec.decision.model_dump(mode="json").items()},
         "until": spec.until,
     }
 
