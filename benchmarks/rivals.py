@@ -45,7 +45,7 @@ def rival(library: str, attack: str, target: Target) -> tuple[str, Callable[[], 
     if library == "torchattacks":
         return _torchattacks(attack, target)
     try:
-        identity = planning.identify_attack(attack, target.threat, library)
+        identity = planning.identify_attack(attack, target.threat, backend=library)
     except UserError as error:
         raise NotOffered(str(error)) from None
     search = backends.attack_of(identity, target.threat.norm)
