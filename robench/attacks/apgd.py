@@ -108,10 +108,10 @@ def classes_aimed_at(logits: Tensor, labels: Tensor, *, count: int, criterion: C
 
 
 def targeted(name: str, criterion: Criterion, model: nn.Module) -> Goal:
-    """Return the loss of that name towards given classes; for top-k, towards the one of them that is furthest behind.
+    """Return the loss of that name towards given classes; of several, towards the one that is furthest behind.
 
-    Where the targeted DLR has no form (fewer than 4 classes, or beyond top-1) the margin takes its place, and the record
-    of `model`'s evaluation says so.
+    Where the targeted DLR has no form (fewer than 4 classes, or beyond top-1) the margin takes its place, and the
+    record of `model`'s evaluation says so.
     """
 
     def margin(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Position:
     """(n,) the largest loss at the last checkpoint."""
 
     @classmethod
-    def at(cls, start: Tensor, images: Tensor, labels: Tensor, aims: Tensor, radius: float) -> Position:
+    def at(cls, start: Tensor, images: Tensor, labels: Tensor, *, aims: Tensor, radius: float) -> Position:
         """Return the position before the first look."""
         lowest = torch.full(labels.shape, -torch.inf, dtype=images.dtype, device=images.device)
         zeros = torch.zeros_like(images)
@@ -238,7 +238,7 @@ class Climb:
         self, model: nn.Module, start: Tensor, images: Tensor, labels: Tensor, *, goal: Goal, aims: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the first broken iterates, else the best ones, and which examples stood through all steps."""
-        at = Position.at(start, images, labels, aims, self.threat.radius)
+        at = Position.at(start, images, labels, aims=aims, radius=self.threat.radius)
         result, standing = start.clone(), torch.ones_like(labels, dtype=torch.bool)
         rows = torch.arange(len(images), device=images.device)
         interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
@@ -269,15 +269,17 @@ class Climb:
         """Return loss, who is broken, and the loss's gradient at the current iterates, averaged over the copies."""
         current = at.current.detach().requires_grad_(with_gradient)
         gradient = torch.zeros_like(at.current) if with_gradient else None
-        logits, loss = 0.0, 0.0
+        answers, losses = [], []
         for _ in range(self.copies):
             with torch.set_grad_enabled(with_gradient):
-                answer = model(current)
-                value = goal(answer, at.labels, at.aims)
+                logits = model(current)
+                loss = goal(logits, at.labels, at.aims)
             if gradient is not None:
-                (one,) = torch.autograd.grad(value.sum(), current)
+                (one,) = torch.autograd.grad(loss.sum(), current)
                 gradient += one / self.copies
-            logits, loss = logits + answer.detach(), loss + value.detach() / self.copies
+            answers.append(logits.detach())
+            losses.append(loss.detach())
+        loss, logits = torch.stack(losses).mean(0), torch.stack(answers).mean(0)
         return loss.to(at.current.dtype), self.criterion.broken(logits, at.labels), gradient
 
 

@@ -61,8 +61,8 @@ def square(
         queries: squares that are tried in each restart, after the start point.
         p_init: share of the image's pixels that the first squares cover.
         restarts: independent runs.
-        schedule_queries: the budget for which the squares' sizes are made; section 5 of the paper stretches its schedule
-            to the budget (`schedule_queries` = `queries`), AutoAttack does not.
+        schedule_queries: the budget for which the squares' sizes are made; section 5 of the paper stretches its
+            schedule to the budget (`schedule_queries` = `queries`), AutoAttack does not.
 
     Returns:
         `(N, C, H, W)` in the ball and the box: the first broken image, else that of the largest margin in the last run.
@@ -226,7 +226,7 @@ class Signs:
 
     def points(self) -> Tensor:
         """Return the best points so far."""
-        return self.best.unflatten(2, self.draws.sides)
+        return self.best.view(*self.best.shape[:2], *self.draws.sides)
 
     def exhausted(self) -> Tensor:
         """Return who has no query left."""
@@ -241,7 +241,7 @@ class Signs:
         self.candidates = self.best.scatter(2, pixels, _end(self.images.gather(2, pixels), upper, self.radius))
         self.candidates_signs = self.signs.scatter(2, pixels, upper)
         self.query, self.turn = query + 1, self.turn + 1
-        return self.candidates.unflatten(2, self.draws.sides)
+        return self.candidates.view(*self.best.shape[:2], *self.draws.sides)
 
     def keep(self, better: Tensor) -> None:
         """Make the last candidates of these examples their best points."""
@@ -264,7 +264,7 @@ class Signs:
 
 def _end(images: Tensor, upper: Tensor, radius: float) -> Tensor:
     """Return for each pixel the upper or the lower end of what it may be."""
-    return (images + torch.where(upper, radius, -radius)).clamp(0.0, 1.0)
+    return torch.where(upper, images + radius, images - radius).clamp(0.0, 1.0)
 
 
 def _replaced(old: Tensor, new: Tensor, better: Tensor) -> Tensor:
@@ -348,7 +348,8 @@ class Windows:
 
 def _unit(values: Tensor) -> Tensor:
     """Return each row of `(n, C, d)` with length 1, and a row of zeros as it is."""
-    return values / values.norm(dim=2, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    length: Tensor = values.norm(dim=2, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    return values / length
 
 
 def eta(size: int) -> Tensor:
@@ -357,7 +358,8 @@ def eta(size: int) -> Tensor:
     half = size // 2
     pattern[:half] = _pyramid(half, size)
     pattern[half:] = -_pyramid(size - half, size)
-    return pattern / pattern.norm()
+    length: Tensor = pattern.norm()
+    return pattern / length
 
 
 def _pyramid(height: int, width: int) -> Tensor:
