@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
@@ -17,6 +20,10 @@ from robench.backends._running import Question, number_of_classes, require_class
 from robench.catalog import BackendEntry
 from robench.losses import TOP_1
 from robench.lp_geometry import distance, per_example
+from robench.target import remark
+
+#: The library's own.
+_LOGGER = logging.getLogger("auto-attack")
 
 
 def search(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
@@ -24,13 +31,27 @@ def search(model: nn.Module, images: Tensor, labels: Tensor, question: Question)
 
     Raises UserError where its losses have no form for the model's number of classes.
     """
-    with _tracing_kept():
+    with _tracing_kept(), _warnings_noted(model):
         return _SEARCHES[question.attack](model, images.float(), labels, question)
+
+
+def _autoattack(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given, classes = question.parameters, number_of_classes(model, images)
+    if given["version"] == "rand":
+        require_classes(3, classes, "autoattack's DLR loss")
+    else:
+        require_classes(4, classes, "autoattack's targeted DLR loss")
+    attack = AutoAttack(model, version=given["version"], **_ball(question, images))
+    attack.square.n_queries = given["queries"]
+    # As many as there are, where there are fewer than the nine that it would aim at.
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+    found: Tensor = attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
+    return found
 
 
 def _apgd(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
     given = question.parameters
-    common = {"n_iter": given["steps"], "n_restarts": given["restarts"], **_ball(question, images)}
+    common = {"n_iter": given["steps"], "n_restarts": given["restarts"], "logger": _LOGGER, **_ball(question, images)}
     classes = number_of_classes(model, images)
     if given["targets"]:
         require_classes(4, classes, "autoattack's targeted DLR loss")
@@ -102,7 +123,26 @@ def _tracing_kept() -> Iterator[None]:
         sys.settrace(trace)
 
 
-_SEARCHES = {"apgd": _apgd, "fab": _fab, "square": _square}
+@contextmanager
+def _warnings_noted(model: nn.Module) -> Iterator[None]:
+    """Put what the library warns of into the record, without the numbers, which are of the batch."""
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            first_sentence = re.split(r"[!.] ", record.getMessage())[0]
+            remark(model, f"autoattack warns: {re.sub('[0-9.]+', 'N', first_sentence)}")
+
+    handler, before = Noting(logging.WARNING), _LOGGER.propagate
+    _LOGGER.addHandler(handler)
+    _LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.propagate = before
+
+
+_SEARCHES = {"autoattack": _autoattack, "apgd": _apgd, "fab": _fab, "square": _square}
 
 ENTRY = BackendEntry(
     name="autoattack",
@@ -113,6 +153,13 @@ ENTRY = BackendEntry(
     distribution="pyautoattack",
     precisions=("fp32", "tf32", "bf16"),
     offers={
+        "autoattack": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("version", "queries"),
+                "fixed": {"steps": (100,)},
+            },
+        ),
         "apgd": (
             {
                 "norms": ("Linf", "L2"),

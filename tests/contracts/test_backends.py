@@ -41,7 +41,7 @@ def adapted(backend, attack, norm, **overrides):
 
 
 #: Attacks that a library has no form of for two classes.
-NEED_MORE_CLASSES: dict[str, tuple[str, ...]] = {}
+NEED_MORE_CLASSES = {"autoattack": ("autoattack",)}
 
 #: What makes a search short, where the attack has it.
 CHEAP = {"queries": 200}

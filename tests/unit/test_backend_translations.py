@@ -13,6 +13,7 @@ from robench.errors import UserError
 from robench.lp_geometry import distance
 from robench.random_streams import RandomStream
 from robench.records import AttackIdentity
+from robench.target import Ledger, Target
 from robench.threat_model import ThreatModel
 from tests.models import Linear, SmallNet, pictures
 
@@ -25,19 +26,27 @@ def model():
     return SmallNet().eval().float().requires_grad_(False)
 
 
-def ask(backend, attack, model, threat, *, count=12, shape=(1, 4, 4), **overrides):
-    """Return images, labels, and the answer of a backend; skip where its library is absent."""
+def identified(backend, attack, norm, **overrides):
+    """Return the identity of an attack by a backend; skip where its library is absent."""
     plugin = catalog.find("attacks", attack)
     parameters = plugin.settings(overrides)
     try:
-        fields = backends.identify(backend, plugin, parameters, threat.norm)
+        if backend != backends.NATIVE:
+            backends.installed(backend)
     except UserError as error:
         pytest.skip(str(error))
-    identity = AttackIdentity(name=attack, entry=attack, parameters=parameters, **fields)
+    fields = backends.identify(backend, plugin, parameters, norm)
+    return AttackIdentity(name=attack, entry=attack, parameters=parameters, **fields)
+
+
+def ask(backend, attack, model, threat, *, count=12, shape=(1, 4, 4), **overrides):
+    """Return images, labels, and the answer of a backend."""
+    identity = identified(backend, attack, threat.norm, **overrides)
     images = pictures(count, shape).float()
     labels = model(images).argmax(1)
     random = RandomStream(0, torch.arange(count))
-    found = backends.attack_of(identity, threat.norm)(model, images, labels, threat=threat, random=random, **parameters)
+    attack = backends.attack_of(identity, threat.norm)
+    found = attack(model, images, labels, threat=threat, random=random, **identity.parameters)
     return images, labels, found
 
 
@@ -162,10 +171,7 @@ def told(monkeypatch, backend, where, name):
     ],
 )
 def test_what_draws_at_random_is_told_what_was_asked(monkeypatch, backend, where, kind, attack, settings, expected):
-    try:
-        backends.installed(backend)
-    except UserError as error:
-        pytest.skip(str(error))
+    identified(backend, attack, "Linf", **settings)
     wide = SmallNet(side=8).eval().float().requires_grad_(False)
     arguments = told(monkeypatch, backend, where, kind)
     ask(backend, attack, wide, ThreatModel.parse("Linf@0.02"), shape=(1, 8, 8), **settings)
@@ -204,7 +210,20 @@ def test_a_tracer_survives_the_reference(model):
     before = sys.gettrace()
     sys.settrace(tracer)
     try:
-        ask("autoattack", "apgd", model, ThreatModel.parse("Linf@0.02"), steps=3)
+        ask("autoattack", "autoattack", model, ThreatModel.parse("Linf@0.02"), count=1, queries=5)
         assert sys.gettrace() is tracer
     finally:
         sys.settrace(before)
+
+
+def test_what_the_reference_warns_of_is_noted_and_not_printed(capfd):
+    flat = Linear(4, 64).float().eval().requires_grad_(False)
+    flat.weight.zero_()
+    images = pictures(3, (1, 8, 8)).float()
+    target = Target(flat, Ledger.of(3))
+    identity = identified("autoattack", "apgd", "Linf", loss="dlr", steps=3)
+    random = RandomStream(0, torch.arange(3))
+    attack, labels = backends.attack_of(identity, "Linf"), flat(images).argmax(1)
+    attack(target, images, labels, threat=ThreatModel.parse("Linf@0.1"), random=random, **identity.parameters)
+    assert "autoattack warns: there are N points with zero gradient" in target.ledger.notes
+    assert capfd.readouterr().err == ""
