@@ -102,7 +102,8 @@ def code_fingerprint() -> str:
     digest = hashlib.sha256()
     files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
     files += [
-        PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier", "target", "voting")
+        PACKAGE / f"{name}.py"
+        for name in ("losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting")
     ]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
