@@ -154,6 +154,8 @@ class Job:
 
     identity: ModelIdentity
     card: ModelCard | None
+    dataset: str
+    """As it was typed, so that other splits can be opened."""
     images: ImageSet
     ids: Any
     specs: list[EvalSpec]
@@ -181,7 +183,7 @@ def prepare(name: str, options: Options) -> Job:
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
-    return Job(identity, card, images, ids, planning.plan(request), loaded)
+    return Job(identity, card, dataset, images, ids, planning.plan(request), loaded)
 
 
 def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
@@ -213,6 +215,7 @@ def run(
     import torch
 
     from robench.cli.progress import Bars, EvaluationBar
+    from robench.datasets import open_split
     from robench.evaluation.campaign import Campaign, Execution
     from robench.preflight import preflight
     from robench.provenance import provenance
@@ -236,6 +239,7 @@ def run(
         batch_size=batch_size,
         shard_size=shard_size,
         save_adversarials=save_adversarials,
+        training=lambda: open_split(job.dataset, "train", options.workspace),
     )
     with Bars(quiet=quiet) as bars:
         campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ from robench.classifier import Classifier, frozen, give_back_buffers, search_cop
 from robench.datasets import ImageSet
 from robench.errors import PreflightFailed, RobenchError
 from robench.evaluation.shards import Shard, ShardResult
+from robench.evaluation.training_moments import TrainingMoments
 from robench.evaluation.verification import find_violation, inside_ball
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
+from robench.planning import is_bounded, is_minimum_norm
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
 from robench.target import Ledger, Target
@@ -74,6 +76,7 @@ class Worker:
         precision: Precision,
         batch_size: int | None = None,
         keep_adversarials: bool = False,
+        training: Callable[[], ImageSet] | None = None,
     ) -> None:
         """Place the model and, where it fits in memory, the split on the device.
 
@@ -84,6 +87,7 @@ class Worker:
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
             keep_adversarials: return the images with the outcomes.
+            training: opens the training split, for attacks that ask for its moments.
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -93,6 +97,7 @@ class Worker:
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
+        self.training_moments = TrainingMoments(training, device)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
         self._clean: dict[int, tuple[int, int]] = {}
 
@@ -179,7 +184,8 @@ class Worker:
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        fallen = broken & inside_ball(length[spec.threat.norm], spec.threat)
+        counted = inside_ball(length[spec.threat.norm], spec.threat) if is_bounded(spec) else True
+        fallen = broken & counted
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
         rows: dict[str, NDArray[Any]] = {
@@ -207,7 +213,7 @@ class Worker:
         rows = broken.nonzero().squeeze(1)
         survives = torch.zeros_like(broken)
         if len(rows):
-            rounded = (adversarial[rows] * 255).round() / 255
+            rounded = (adversarial[rows] * 255).round().clamp(0, 255) / 255
             survives[rows] = Criterion(spec.decision.top_k).broken(self._judged(rounded), labels[rows])
         return survives
 
@@ -215,10 +221,13 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's logits of them."""
         ids, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, minimum_norm = plugin.load().attack, plugin.facts.get("minimum_norm", False)
+        attack = plugin.load().attack
+        ball = None if is_minimum_norm(spec) or not is_bounded(spec) else spec.threat
+        box = is_bounded(spec) or bool(spec.attack.parameters.get("clip", True))
         random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
         criterion = Criterion(spec.decision.top_k)
-        supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
+        offered = {"criterion": criterion, "training_moments": self.training_moments}
+        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
@@ -239,7 +248,7 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, None if minimum_norm else spec.threat):
+            if violation := find_violation(found, clean, ball, box=box):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial
