@@ -53,6 +53,8 @@ class Execution:
     """None finds one by trial."""
     shard_size: int | None = None
     save_adversarials: bool = False
+    training: Callable[[], ImageSet] | None = None
+    """Opens the training split, for attacks that ask for its moments."""
     executor: Executor = in_this_process
 
 
@@ -108,6 +110,7 @@ class Campaign:
                 precision=spec.precision,
                 batch_size=self.execution.batch_size,
                 keep_adversarials=self.execution.save_adversarials,
+                training=self.execution.training,
             )
         size = self.execution.shard_size or _SHARD_SIZE[self.execution.device.type]
         for result in self.execution.executor(self._workers[spec.precision], split(spec, ids, size)):
