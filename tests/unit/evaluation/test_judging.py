@@ -83,7 +83,7 @@ def test_repeated_decisions_show_the_models_randomness(images, spec_of):
 def test_more_votes_leave_less_to_luck():
     images, disagreement = numbers(64, 1, 4, 4).sigmoid(), {}
     for votes in (1, 101):
-        judge = Judge(Doubtful(1.0).double(), num_classes=5)
+        judge = Judge(Doubtful(0.3).double(), num_classes=5)
         decision, stream = Decision(votes=votes, repeats=2), RandomStream(0, torch.arange(64))
         first, second = (judge.scores(decision, images, stream).argmax(1) for _ in range(2))
         disagreement[votes] = int((first != second).sum())
