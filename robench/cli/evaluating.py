@@ -250,12 +250,11 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
         if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
     }
     rows = []
-    for spec in (spec for job in jobs for spec in job.specs):
-        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [
-            planning.estimate(spec, [], "")
-        ]
-        seconds = next((c.seconds for c in costs if c.seconds is not None), None)
+    for job, spec in ((job, spec) for job in jobs for spec in job.specs):
         known, begun = store.find(spec) is not None, store.journal_size(planning.journal_key(spec))
+        facts = {"classes": len(job.images.classes), "done": spec.examples.count if known else begun}
+        costs = [planning.estimate(spec, earlier, name, **facts) for name in [*sorted(devices), ""]]
+        seconds = next((c.seconds for c in costs if c.seconds is not None), None)
         rows.append(
             {
                 "identity": spec.identity,
@@ -268,7 +267,8 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
                 "seed": spec.seed,
                 "precision": spec.precision,
                 "status": "known" if known else f"begun ({begun})" if begun else "new",
-                "gradient passes at most": 0 if known else costs[0].gradient_passes,
+                "gradient passes at most": costs[0].gradient_passes,
+                "queries at most": costs[0].queries,
                 "seconds at most": 0.0 if known else seconds,
             }
         )
@@ -283,6 +283,7 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
         "attack",
         "status",
         "gradient passes at most",
+        *(["queries at most"] if any(row["queries at most"] for row in rows) else []),
         "seconds at most",
     ]
     cells = [[_cell(row[c]) for c in shown] for row in rows]
