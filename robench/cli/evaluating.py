@@ -249,11 +249,12 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
         for record in earlier
         if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
     }
+    questions = [(len(job.images.classes), spec) for job in jobs for spec in job.specs]
     rows = []
-    for job, spec in ((job, spec) for job in jobs for spec in job.specs):
+    for classes, spec in questions:
         known, begun = store.find(spec) is not None, store.journal_size(planning.journal_key(spec))
-        facts = {"classes": len(job.images.classes), "done": spec.examples.count if known else begun}
-        costs = [planning.estimate(spec, earlier, name, **facts) for name in [*sorted(devices), ""]]
+        done = spec.examples.count if known else begun
+        costs = [planning.estimate(spec, earlier, name, classes=classes, done=done) for name in [*sorted(devices), ""]]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
         rows.append(
             {
