@@ -43,6 +43,8 @@ class Request:
     """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
     seed: int = 0
     precision: Precision = "fp32"
+    until: float | None = None
+    """Draw examples until the robust accuracy is known to within this; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def plan(request: Request) -> list[EvalSpec]:
                 attack=identify_attack(text, threat),
                 seed=request.seed,
                 precision=request.precision,
+                until=request.until,
             )
             specs[spec.identity] = spec
     return list(specs.values())
