@@ -301,7 +301,10 @@ class Planned:
 
 def planned(jobs: Sequence[Job], store: Store, device: str) -> list[Planned]:
     """Return all questions with their costs, going by what was measured on this kind of device before."""
-    earlier = [stored.record for stored in store.records()]
+    try:
+        earlier = [stored.record for stored in store.records()]
+    except UserError:
+        earlier = []  # a damaged record is named where it counts; here it would only have informed a guess
     devices = {
         record.provenance.device
         for record in earlier

@@ -56,11 +56,15 @@ class Pace:
     def __init__(self, deadline: Deadline) -> None:
         """Begin with a question of which nothing is known."""
         self.deadline = deadline
-        self._last, self._seconds = 0, 0.0
+        self._last, self._seconds, self._begun = 0, 0.0, 0.0
 
-    def took(self, examples: int, seconds: float) -> None:
-        """Learn from a batch that was finished."""
-        self._last, self._seconds = examples, seconds / examples
+    def begin(self) -> None:
+        """Say that a batch begins."""
+        self._begun = self.deadline.clock()
+
+    def end(self, examples: int) -> None:
+        """Learn from the batch that began last and is finished."""
+        self._last, self._seconds = examples, (self.deadline.clock() - self._begun) / examples
 
     def largest(self, wanted: int) -> int:
         """Return at most `wanted`: few at first, then twice the last batch, and what the rest of the time is for.

@@ -118,13 +118,14 @@ class Worker:
         pace = self._pace_of(shard.spec)
         try:
             for batch in self._batches(shard, pace):
-                begun = time.monotonic()
+                if pace:
+                    pace.begin()
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
                     kept.append(adversarial.float().cpu().numpy())
                 if pace:
-                    pace.took(len(batch.ids), time.monotonic() - begun)
+                    pace.end(len(batch.ids))
         except OutOfTime:
             pass  # the batches before are answers
         except InvalidAnswer as problem:
