@@ -139,13 +139,15 @@ class Campaign:
         for result in self.execution.executor(self._workers[spec.precision], shards):
             if result.error is not None:
                 errors.append(result.error)
+                if sampling:
+                    sampling.close()
             elif result.rows:
                 self._keep(spec, result)
                 if sampling:
                     sampling.learn(result.rows)
             if sampling and sampling.enough:
                 return []  # errors beyond the stop do not count either
-            if self._stopped or (sampling and errors):
+            if self._stopped:
                 break
         return errors
 

@@ -47,6 +47,7 @@ class Sampling:
         self._bounds = RunningBounds(len(ids))
         self._answers: dict[int, bool] = {}
         self._asked: set[int] = set()
+        self._closed = False
 
     @property
     def drawn(self) -> NDArray[np.int64]:
@@ -73,13 +74,17 @@ class Sampling:
         while not self.enough and int(self.order[self._bounds.drawn]) in self._answers:
             self._bounds.add(self._answers[int(self.order[self._bounds.drawn])])
 
+    def close(self) -> None:
+        """Ask for nothing more: an example will have no answer, and none after it can count."""
+        self._closed = True
+
     def shards(self, largest: int) -> Iterator[Shard]:
         """Yield what is to be answered next, until it is enough or everything was asked.
 
         How many that is, is guessed from the share so far, and half of the guess is asked at a time: few answers are
         computed that do not count.
         """
-        while not self.enough:
+        while not (self.enough or self._closed):
             rest = [i for i in self.order.tolist() if i not in self._asked]
             if not rest:
                 return

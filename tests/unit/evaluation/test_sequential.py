@@ -84,14 +84,14 @@ def test_shards_and_batches_do_not_move_the_stop(campaign, question, cut):
     assert [getattr(record, f) for f in facts] == [getattr(expected, f) for f in facts]
 
 
+def backwards(task, items):
+    """Answer all shards, the last one first."""
+    return (task(shard) for shard in reversed(list(items)))
+
+
 def test_answers_in_any_order_give_the_same_stop(question, campaign, spec_of):
     """Many workers return shards as they like: here the last first, and some of them never needed."""
     spec, ids = question
-
-    def backwards(task, items):
-        shards = [next(items) for _ in range(4)]
-        return (task(shard) for shard in reversed([*shards, *items]))
-
     (expected,) = campaign(folder="usual").answer([spec], ids)
     (record,) = campaign(executor=backwards, shard_size=20).answer([spec], ids)
     assert (record.robust, record.sequence) == (expected.robust, expected.sequence)
@@ -143,6 +143,8 @@ def test_an_attack_that_crashes_before_the_stop_fails_and_one_beyond_it_does_not
     bad[:] = order[expected.robust.n + 40 :]
     (record,) = campaign(folder="beyond", shard_size=10).answer([spec], ids)
     assert (record.status, record.robust) == ("complete", expected.robust)
+    (record,) = campaign(folder="backwards", shard_size=10, executor=backwards).answer([spec], ids)
+    assert (record.status, record.robust, record.errors) == ("complete", expected.robust, ())
     bad[:] = order[5:15]
     failing = campaign(folder="before", shard_size=10)
     with pytest.raises(EvaluationFailed, match="on purpose"):
