@@ -50,8 +50,11 @@ def test_until_stops_when_enough_is_known(workspace, robench):
 
 
 def test_max_seconds_leaves_a_partial_record_that_the_same_command_completes(workspace, robench, monkeypatch):
-    # A clock that goes by how often it is looked at, ten times a batch and more: the same on every machine.
-    monkeypatch.setattr(evaluating, "Deadline", lambda s: Deadline(s, clock=lambda t=itertools.count(): next(t) / 100))
+    def by_looks(seconds):
+        """A clock that goes by how often it is looked at, ten times a batch and more: the same on every machine."""
+        return Deadline(seconds, clock=(look / 100 for look in itertools.count()).__next__)
+
+    monkeypatch.setattr(evaluating, "Deadline", by_looks)
     asked = (*EVAL, "--attack", "pgd-10", "--attack", "fgsm", "--all", "--max-seconds", "0.5")
     status, out, err = robench(*asked)
     assert status == 4
