@@ -229,6 +229,7 @@ def run(
         labels,
         card_accuracy=job.card.clean_accuracy if job.card else None,
         losses={str(spec.attack.parameters["loss"]) for spec in job.specs if "loss" in spec.attack.parameters},
+        decision=job.specs[0].decision,
     )
     execution = Execution(
         device=device,

@@ -21,7 +21,7 @@ class Watcher:
     """Counts what is computed; interrupts after `patience` shards."""
 
     def __init__(self, patience=1000):
-        self.patience, self.begun, self.computed, self.known = patience, [], 0, []
+        self.patience, self.begun, self.computed, self.known, self.probed = patience, [], 0, [], []
 
     def begin(self, spec, *, done):
         self.begun.append(done)
@@ -31,6 +31,9 @@ class Watcher:
         self.patience -= 1
         if self.patience == 0:
             raise KeyboardInterrupt
+
+    def probe(self, spec, *, examples):
+        self.probed.append(examples)
 
     def end(self, record, path, *, known):
         assert path.exists()
