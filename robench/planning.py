@@ -101,7 +101,10 @@ def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
     files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    files += [PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier", "target")]
+    files += [
+        PACKAGE / f"{name}.py"
+        for name in ("losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target")
+    ]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]
