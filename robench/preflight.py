@@ -15,7 +15,7 @@ from torch import Tensor
 from robench.classifier import LOGIT_TOLERANCE, Classifier, frozen, logit_gap, tensor_float32
 from robench.errors import PreflightFailed
 from robench.losses import LOSSES
-from robench.records import Decision, Proportion
+from robench.records import PLAIN, Decision, Proportion
 
 #: Two equal calls may differ by this share of the largest logit: parallel sums on a GPU have no fixed order.
 _REPEAT_TOLERANCE = 1e-5
@@ -27,9 +27,6 @@ _ACCURACY_LEVEL = 1e-4
 _FLAT_SHARE = 0.5
 #: Images at a time: the activations of a large ImageNet network stay below a gigabyte.
 _BATCH = 32
-
-#: One forward pass decides, for ever.
-PLAIN = Decision()
 
 
 def preflight(

@@ -29,8 +29,9 @@ CROSS_ENTROPY_ALONE = 0.02
 #: An evaluation whose adversarial images are more often than this gone when they are saved as a file.
 LOST_IN_8_BIT = 0.05
 
-#: The parameter by which attacks on random models say how many passes each of their gradients is averaged over.
-_AVERAGING = "copies"
+#: The parameters by which attacks on random models say how many passes each of their gradients is averaged over, and
+#: AutoAttack's version that does.
+_COPIES, _AVERAGING_VERSION = ("copies", "eot_copies"), "rand"
 
 #: What is run because of a sign.
 _WITHOUT_THE_SLOPE: tuple[Role, ...] = ("margin", "rescaled", "surrogate", "black-box", "long-black-box")
@@ -180,18 +181,19 @@ def ce_above_worst(case: Case) -> Diagnostic:
 
 def random_outputs(case: Case) -> Diagnostic:
     """A model that answers differently at every call: an attack must average over it, and one pass decides nothing."""
-    gap = case.findings.output_gap
-    if gap <= SAME_OUTPUTS:
+    gap, sigma = case.findings.output_gap, case.spec.decision.sigma
+    if gap <= SAME_OUTPUTS and not sigma:
         return case.verdict(
             "random-outputs", flag=False, evidence="two calls on the same images answer the same", roles=()
         )
     parameters, decision = case.spec.attack.parameters, case.spec.decision
-    averages = int(parameters.get(_AVERAGING) or 1) > 1
+    averages = parameters.get("version") == _AVERAGING_VERSION or any(int(parameters.get(n) or 1) > 1 for n in _COPIES)
+    seen = f"two calls differ by {gap:.1e} of the largest logit" if not sigma else f"noise of {sigma:g} is added"
     decided = f"{decision.votes} votes and {decision.repeats} decisions" if not decision.plain else "a single pass"
     return case.verdict(
         "random-outputs",
         flag=decision.plain or not averages or case.is_harmed(("averaged",)),
-        evidence=f"two calls differ by {gap:.1e} of the largest logit, {decided} decided, and {case.spec.attack.name} "
+        evidence=f"{seen}, {decided} decided, and {case.spec.attack.name} "
         f"{'averages' if averages else 'does not average'} over the randomness",
         roles=("averaged",),
     )
@@ -203,7 +205,7 @@ def eight_bit(case: Case) -> Diagnostic:
     count, lost = int(fallen.sum()), int((fallen & ~case.rows["broken_in_8_bit"]).sum())
     if not count:
         return _not_applicable("eight-bit", "no example fell")
-    if case.findings.output_gap > SAME_OUTPUTS:
+    if case.findings.output_gap > SAME_OUTPUTS or case.spec.decision.sigma:
         return _not_applicable("eight-bit", "the model answers differently at every call")
     return Diagnostic(
         name="eight-bit",

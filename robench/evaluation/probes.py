@@ -144,17 +144,18 @@ def probe(worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Findings:
 
 
 def _probe(bench: _Bench) -> Findings:
-    gap = logit_gap(bench.judged(bench.images), bench.judged(bench.images))
-    random = gap > SAME_OUTPUTS
+    gap = logit_gap(bench.logits(), bench.logits())
+    sigma = bench.spec.decision.sigma
+    random = gap > SAME_OUTPUTS or sigma > 0
     if random:
-        bench.votes = max(bench.votes, _VOTES)
+        bench.decision = bench.decision.model_copy(update={"votes": max(bench.decision.votes, _VOTES)})
     zero = {"ce": bench.zero_gradients(cross_entropy), "margin": bench.zero_gradients(bench.criterion.margin)}
     ascent, margins = bench.trace(), bench.trace()
     bench.run("reference", trace=ascent)
     bench.run("longer")
     bench.run("margin", trace=margins)
     bench.run("black-box")
-    bench.run("surrogate", model=Averaged(bench.worker.search, bench.noise(_NOISY_COPIES)))
+    bench.run("surrogate", model=Averaged(bench.worker.search, bench.noise(_NOISY_COPIES, bench.half_radius)))
     zero["ce"] |= ascent.zero
     zero["margin"] |= margins.zero
     no_rise = ~bench.broken["reference"] & (ascent.last <= ascent.first)
@@ -164,7 +165,7 @@ def _probe(bench: _Bench) -> Findings:
     if flat:
         bench.run("rescaled", model=Divided(bench.worker.search, bench.logit_spread() / _SPREAD))
     if random:
-        bench.run("averaged", model=Averaged(bench.worker.search, bench.noise(_PASSES) * 0))
+        bench.run("averaged", model=Averaged(bench.worker.search, bench.noise(_PASSES, sigma), within_box=False))
     further = bench.broken["black-box"] | bench.broken["surrogate"]
     if (
         flat
@@ -252,14 +253,15 @@ class Averaged(nn.Module):
     randomness of a random model is averaged over (Athalye et al., arXiv:1802.00420, section 4.2).
     """
 
-    def __init__(self, model: nn.Module, offsets: Tensor) -> None:
-        """Wrap `model`."""
+    def __init__(self, model: nn.Module, offsets: Tensor, *, within_box: bool = True) -> None:
+        """Wrap `model`; the copies of a smoothed model's images may leave [0, 1]."""
         super().__init__()
-        self.model, self.offsets = model, offsets
+        self.model, self.offsets, self.within_box = model, offsets, within_box
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `(N, K)` logits."""
-        return torch.stack([self.model((images + offset).clamp(0.0, 1.0)) for offset in self.offsets]).mean(0)
+        copies = (images + offset for offset in self.offsets)
+        return torch.stack([self.model(copy.clamp(0.0, 1.0) if self.within_box else copy) for copy in copies]).mean(0)
 
 
 class Divided(nn.Module):
@@ -283,8 +285,7 @@ class _Bench:
         self.worker, self.spec, self.ids = worker, spec, ids
         self.images, self.labels = worker.load(ids)
         self.criterion = Criterion(spec.decision.top_k)
-        self.votes = spec.decision.votes
-        """Passes of the judge that decide on one image."""
+        self.decision = spec.decision
         self.random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.images.device)).at("probes")
         self.broken: dict[Role, Tensor] = {}
         """(n,) bool for each probe that ran."""
@@ -328,22 +329,16 @@ class _Bench:
             )
             if violation := find_violation(found, self.images[part], threat):
                 raise ValueError(f"{text} {violation.message}")
-            broken[part] = self.decide(found.detach(), self.labels[part])
+            scores = self.worker.judge.scores(self.decision, found.detach(), random[part].at("judge"))
+            broken[part] = self.criterion.broken(scores, self.labels[part])
         return broken
 
-    def decide(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return which images `(N, C, H, W)` are broken for most of the votes."""
-        wrong = torch.zeros_like(labels)
-        for _ in range(self.votes):
-            wrong += self.criterion.broken(self.judged(images), labels)
-        return 2 * wrong > self.votes
-
     @torch.no_grad()
-    def judged(self, images: Tensor) -> Tensor:
-        """Return the plain model's logits, without TF32."""
+    def logits(self) -> Tensor:
+        """Return the plain model's logits of the images, without TF32."""
         with tensor_float32(allowed=False):
-            parts = [self.worker.judge(part) for part in images.split(self.worker.batch_size or _BATCH)]
-        return torch.cat(parts) if parts else images.new_empty(0, self.worker.judge.num_classes)
+            parts = self.images.split(self.worker.batch_size or _BATCH)
+            return torch.cat([self.worker.judge.model(part) for part in parts])
 
     def zero_gradients(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return at which images the gradient of `loss` is exactly zero or not finite, (n,) bool."""
@@ -356,15 +351,19 @@ class _Bench:
 
     def logit_spread(self) -> float:
         """Return the median distance between an image's largest and smallest logit."""
-        logits = self.judged(self.images)
+        logits = self.logits()
         return float((logits.amax(1) - logits.amin(1)).median())
 
-    def noise(self, copies: int) -> Tensor:
-        """Return `(copies, C, H, W)` Gaussian noise, about half as long as the threat's radius, the same for all."""
-        threat, shape = self.spec.threat, self.images.shape[1:]
-        deviation = threat.radius / 2 / (1.0 if threat.norm == "Linf" else math.sqrt(math.prod(shape)))
+    @property
+    def half_radius(self) -> float:
+        """Return the deviation of Gaussian noise that is about half as long as the threat's radius."""
+        threat = self.spec.threat
+        return threat.radius / 2 / (1.0 if threat.norm == "Linf" else math.sqrt(self.images[0].numel()))
+
+    def noise(self, copies: int, deviation: float) -> Tensor:
+        """Return `(copies, C, H, W)` Gaussian noise, the same for all examples."""
         stream = RandomStream(self.spec.seed, torch.arange(copies, device=self.images.device), ("probes", "noise"))
-        return deviation * stream.normal(self.images.new_empty(copies, *shape))
+        return deviation * stream.normal(self.images.new_empty(copies, *self.images.shape[1:]))
 
     def trace(self) -> _Trace:
         """Return an empty trace of the sample."""
