@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from robench import catalog
 from robench.evaluation.probes import NO_RISE, SAME_OUTPUTS, TOO_HIGH, UNBROKEN_IN_BOX, ZERO_GRADIENTS, Findings, Role
 from robench.evaluation.shards import Rows
 from robench.records import Diagnostic, EvalSpec
@@ -103,6 +104,8 @@ def diagnose(spec: EvalSpec, rows: Rows, findings: Findings) -> tuple[Diagnostic
     """Return all diagnostics of one record, from its rows (one per example answered) and the findings on its model."""
     case = Case.of(spec, rows, findings)
     problem = findings.problem or (None if case.sample else "none of the examples that were looked at was answered")
+    if catalog.find("attacks", spec.attack.entry).facts.get("budget") == "none":
+        problem = f"{spec.attack.name} leaves the ball, in which everything else was looked at"
     if problem:
         named = [_not_applicable(name, problem) for name in CHECKS]
     else:

@@ -20,7 +20,7 @@ from robench.evaluation.diagnostics import CHECKS, diagnose
 from robench.evaluation.probes import Averaged, Findings, Run, findings_key, probe, sample_of
 from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
-from robench.records import OUTCOME_TYPES, PLAIN, Configured, Decision, ModelIdentity
+from robench.records import PLAIN, Configured, Decision, ModelIdentity
 from robench.registry import find_card
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
@@ -289,7 +289,10 @@ def test_what_could_not_be_made_is_said():
         assert [d.name for d in made] == [*CHECKS, "eight-bit"]
         assert {d.verdict for d in made} == {"not applicable"}
         assert all(reason in d.evidence for d in made[:-1])
-    assert set(OUTCOME_TYPES) == set(rows)
+    unbounded = spec.model_copy(update={"attack": ask("lrc-noise")[0].attack})
+    made = diagnose(unbounded, rows, Findings(ids=(1, 2)))
+    assert {d.verdict for d in made} == {"not applicable"}
+    assert "leaves the ball" in made[0].evidence
 
     class Crashing(SmallNet):
         def forward(self, images):
