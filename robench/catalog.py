@@ -51,7 +51,7 @@ PARAMETER_TYPES: dict[str, Any] = {
 }
 
 #: Arguments that the engine or the training loop supplies; they are no parameters.
-SUPPLIED = frozenset({"threat", "random", "criterion", "progress", "num_classes", "input_shape"})
+SUPPLIED = frozenset({"threat", "random", "criterion", "training_moments", "progress", "num_classes", "input_shape"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,12 @@ def is_minimum_norm(spec: EvalSpec) -> bool:
     return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False))
 
 
+def is_bounded(spec: EvalSpec) -> bool:
+    """Tell whether epsilon bounds what counts: false for noise that has it as its scale."""
+    plugin = catalog.plugins("attacks").get(spec.attack.entry)
+    return plugin is None or plugin.facts.get("budget", "ball") == "ball"
+
+
 @functools.cache
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""

@@ -21,9 +21,9 @@ from robench.records import PLAIN, Decision, Proportion
 _REPEAT_TOLERANCE = 1e-5
 #: A sound model is stopped for its accuracy at most this often (two-sided).
 _ACCURACY_LEVEL = 1e-4
-#: More images than this share without any gradient of an attack's loss stop the evaluation: its number would be the clean
-#: accuracy by another name. Fewer leave a number that means something and is too high by an amount that can be measured:
-#: that is a diagnostic's business (:mod:`robench.evaluation.diagnostics`), which also runs the stronger attack.
+#: More images than this share without any gradient of an attack's loss stop the evaluation: its number would be the
+#: clean accuracy by another name. Fewer leave a number that means something and is too high by an amount that can be
+#: measured: that is a diagnostic's business (:mod:`robench.evaluation.diagnostics`), which also runs stronger attacks.
 _FLAT_SHARE = 0.5
 #: Images at a time: the activations of a large ImageNet network stay below a gigabyte.
 _BATCH = 32

@@ -66,4 +66,4 @@ def exceeds(count: int, n: int, share: float, *, level: float = 0.01) -> bool:
         + (n - k) * math.log1p(-share)
         for k in range(count, n + 1)
     ]
-    return math.fsum(map(math.exp, log_tail)) <= level
+    return math.fsum(map(math.exp, log_tail)) <= level * (1 + 1e-9)

@@ -1,8 +1,9 @@
-"""Networks on 8 x 8 digits that seem robust for a known wrong reason, and sound ones. Tests load them by name, as users do."""
+"""Networks on 8 x 8 digits that seem robust for a known wrong reason, and sound ones."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class Network(nn.Module):
     def __init__(self, *, hidden: bool = True) -> None:
         super().__init__()
         sizes = [PIXELS, HIDDEN, CLASSES] if hidden else [PIXELS, CLASSES]
-        layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
         with torch.no_grad():
             for seed, layer in enumerate(layers):
                 layer.weight.copy_(numbers(*layer.weight.shape, seed=seed) / layer.in_features**0.5)

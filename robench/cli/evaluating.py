@@ -166,6 +166,8 @@ class Job:
 
     identity: ModelIdentity
     card: ModelCard | None
+    dataset: str
+    """As it was typed, so that other splits can be opened."""
     images: ImageSet
     ids: Any
     specs: list[EvalSpec]
@@ -195,7 +197,7 @@ def prepare(name: str, options: Options) -> Job:
     request = planning.Request(
         identity, chosen, threats, options.attacks, options.seed, options.precision, options.decision
     )
-    return Job(identity, card, images, ids, planning.plan(request), loaded)
+    return Job(identity, card, dataset, images, ids, planning.plan(request), loaded)
 
 
 def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
@@ -227,6 +229,7 @@ def run(
     import torch
 
     from robench.cli.progress import Bars, EvaluationBar
+    from robench.datasets import open_split
     from robench.evaluation.campaign import Campaign, Execution
     from robench.preflight import preflight
     from robench.provenance import provenance
@@ -251,6 +254,7 @@ def run(
         batch_size=batch_size,
         shard_size=shard_size,
         save_adversarials=save_adversarials,
+        training=lambda: open_split(job.dataset, "train", options.workspace),
     )
     with Bars(quiet=quiet) as bars:
         campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))

@@ -58,6 +58,8 @@ class Execution:
     """None finds one by trial."""
     shard_size: int | None = None
     save_adversarials: bool = False
+    training: Callable[[], ImageSet] | None = None
+    """Opens the training split, for attacks that ask for its moments."""
     executor: Executor = in_this_process
 
 
@@ -112,6 +114,7 @@ class Campaign:
                 precision=spec.precision,
                 batch_size=self.execution.batch_size,
                 keep_adversarials=self.execution.save_adversarials,
+                training=self.execution.training,
             )
         return self._workers[spec.precision]
 

@@ -1,9 +1,10 @@
 """The diagnostics: can one record's robust accuracy be believed? Pure: from the probes' findings and the record's rows.
 
-There are two kinds of signs. A *symptom* is seen on the way (gradients that are exactly zero, a loss that does not rise, a
-ball as large as the box that leaves examples standing, outputs that change): it is held against a record whose attack
-follows what is broken, and against any other only if the stronger attacks that were run because of it show harm. *Harm*
-is an example of the sample that the record calls robust and another attack broke, in the same ball, for the same judge.
+There are two kinds of signs. A *symptom* is seen on the way (gradients that are exactly zero, a loss that does not
+rise, a ball as large as the box that leaves examples standing, outputs that change): it is held against a record whose
+attack follows what is broken, and against any other only if the stronger attacks that were run because of it show harm.
+*Harm* is an example of the sample that the record calls robust and another attack broke, in the same ball, for the same
+judge.
 
 Every flag is a test, not a glance. A robust accuracy is called too high where the harm can hardly be chance if it were
 at most one point too high (exact one-sided binomial test at 1 %): so with 50 examples 4 further ones are needed, with
@@ -18,14 +19,14 @@ from typing import Literal
 
 import numpy as np
 
-from robench import catalog
 from robench.evaluation.probes import NO_RISE, SAME_OUTPUTS, TOO_HIGH, UNBROKEN_IN_BOX, ZERO_GRADIENTS, Findings, Role
 from robench.evaluation.shards import Rows
+from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalSpec
 from robench.statistics import exceeds, proportion
 
-#: Plain adversarial training loses a point or two from PGD on the cross-entropy to PGD on the margin, methods that train
-#: what PGD sees more: from PGD-10 to AutoAttack AT 4.1, TRADES 4.0, MART 7.2 points (README of the MAIR library).
+#: Plain adversarial training loses a point or two from PGD on the cross-entropy to PGD on the margin, methods that
+#: train what PGD sees more: from PGD-10 to AutoAttack AT 4.1, TRADES 4.0, MART 7.2 points (README of the MAIR library).
 CROSS_ENTROPY_ALONE = 0.02
 #: An evaluation whose adversarial images are more often than this gone when they are saved as a file.
 LOST_IN_8_BIT = 0.05
@@ -65,7 +66,7 @@ class Case:
 
     @property
     def loss(self) -> Literal["ce", "margin"] | None:
-        """Return whose gradient the attack follows (the DLR is a scaled margin); None where its parameters do not say."""
+        """Return whose gradient the attack follows (the DLR is a scaled margin); None where that is not said."""
         name = self.spec.attack.parameters.get("loss")
         if name is None:
             return None
@@ -104,7 +105,7 @@ def diagnose(spec: EvalSpec, rows: Rows, findings: Findings) -> tuple[Diagnostic
     """Return all diagnostics of one record, from its rows (one per example answered) and the findings on its model."""
     case = Case.of(spec, rows, findings)
     problem = findings.problem or (None if case.sample else "none of the examples that were looked at was answered")
-    if catalog.find("attacks", spec.attack.entry).facts.get("budget") == "none":
+    if not is_bounded(spec):
         problem = f"{spec.attack.name} leaves the ball, in which everything else was looked at"
     if problem:
         named = [_not_applicable(name, problem) for name in CHECKS]
@@ -123,8 +124,8 @@ def zero_gradients(case: Case) -> Diagnostic:
         case,
         "zero-gradients",
         seen={loss: exceeds(count, n, ZERO_GRADIENTS) for loss, count in dead.items()},
-        evidence=f"the cross-entropy's gradient is exactly zero or not finite for {dead['ce']} of {n}, the margin's for "
-        f"{dead['margin']}, at the image or along the attack",
+        evidence=f"the cross-entropy's gradient is exactly zero or not finite for {dead['ce']} of {n}, the margin's "
+        f"for {dead['margin']}, at the image or along the attack",
         roles=_WITHOUT_THE_SLOPE,
     )
 

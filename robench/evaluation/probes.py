@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from robench.classifier import logit_gap, tensor_float32
@@ -61,7 +62,7 @@ ATTACKS: dict[Role, str] = {
 _NOISY_COPIES, _PASSES = 4, 8
 #: On a model that answers at random no image counts as broken by luck: at least so many passes vote on it.
 _VOTES = 9
-#: Between an image's largest and smallest logit after rescaling: far from where float32's softmax saturates (about 100).
+#: Between an image's largest and smallest logit after rescaling: far from where float32's softmax saturates (at 100).
 _SPREAD = 10.0
 #: What those attacks see that do not see the model itself.
 _ON: dict[Role, str] = {
@@ -91,13 +92,13 @@ class Findings(Value):
     schema_version: Literal[1] = 1
     ids: tuple[int, ...]
     """The sample: correctly classified examples, in the split's fixed random order."""
-    zero_gradients: dict[str, tuple[int, ...]] = {}
+    zero_gradients: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """By loss (`ce`, `margin`): examples whose gradient is exactly zero or not finite at the image or at a step of the
     attack."""
     no_rise: tuple[int, ...] = ()
     """Examples that stand after the reference and whose cross-entropy was no higher at its last step than at its
     first."""
-    unbroken_in_box: dict[str, tuple[int, ...]] = {}
+    unbroken_in_box: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """By loss: examples that stand where every image of the box is allowed (`margin`: after both losses)."""
     output_gap: float = 0.0
     """Largest difference of two equal calls, as a share of the largest logit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,9 +19,11 @@ from robench.datasets import ImageSet
 from robench.errors import RobenchError
 from robench.evaluation.judging import Answer, Judge
 from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
+from robench.evaluation.training_moments import TrainingMoments
 from robench.evaluation.verification import find_violation, inside_ball
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
+from robench.planning import is_bounded, is_minimum_norm
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
 from robench.target import Ledger, Target
@@ -52,6 +54,7 @@ class Worker:
         precision: Precision,
         batch_size: int | None = None,
         keep_adversarials: bool = False,
+        training: Callable[[], ImageSet] | None = None,
     ) -> None:
         """Place the model and, where it fits in memory, the split on the device.
 
@@ -62,6 +65,7 @@ class Worker:
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
             keep_adversarials: return the images with the outcomes.
+            training: opens the training split, for attacks that ask for its moments.
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -72,6 +76,7 @@ class Worker:
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
+        self.training_moments = TrainingMoments(training, device)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -158,9 +163,8 @@ class Worker:
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        fallen = broken
-        if catalog.find("attacks", spec.attack.entry).facts.get("budget") != "none":
-            fallen = broken & inside_ball(length[spec.threat.norm], spec.threat)
+        counted = inside_ball(length[spec.threat.norm], spec.threat) if is_bounded(spec) else True
+        fallen = broken & counted
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
         answer = Answer(adversarial, labels, broken)
@@ -191,10 +195,11 @@ class Worker:
         _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
         attack, draws = plugin.load().attack, random.at(spec.attack.entry)
-        free = plugin.facts.get("minimum_norm", False) or plugin.facts.get("budget") == "none"
-        box = spec.attack.parameters.get("clip", True) or plugin.facts.get("budget") != "none"
+        ball = None if is_minimum_norm(spec) or not is_bounded(spec) else spec.threat
+        box = is_bounded(spec) or bool(spec.attack.parameters.get("clip", True))
         criterion = Criterion(spec.decision.top_k)
-        supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
+        offered = {"criterion": criterion, "training_moments": self.training_moments}
+        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
@@ -215,7 +220,7 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, None if free else spec.threat, box=box):
+            if violation := find_violation(found, clean, ball, box=box):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial

@@ -8,6 +8,8 @@ A worst case over fewer attacks is an easier one. So a model that lacks an attac
 table has gets no rank, and a note that names the attack. Evaluations that failed never count; they are
 listed.
 
+Noise without a bound (lrc-noise) is no adversary of the ball's: it has tables of its own, by its scale.
+
 A worst case is no better than its attacks: the flags of the records' diagnostics stand beside it.
 """
 
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from robench.catalog import LeaderboardEntry
 from robench.errors import UnsafeFile
+from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
@@ -59,6 +62,7 @@ def robustness(results: Results) -> list[Table]:
     for stored in results.records:
         spec = stored.record.spec
         question = [spec.examples.model_dump(mode="json"), str(spec.threat)]
+        question += [] if is_bounded(spec) else ["noise"]
         groups[canonical_hash(question)].append(stored)
     names = [table_name(group[0].record.spec) for group in groups.values()]
     tables = []
@@ -70,10 +74,12 @@ def robustness(results: Results) -> list[Table]:
 
 
 def table_name(spec: EvalSpec) -> str:
-    """Return `robustness-mnist-linf-0.3`; the split and the count follow where not all test images."""
+    """Return `robustness-mnist-linf-0.3` or `noise-mnist-0.3`; split and count follow where not all test images."""
     examples = spec.examples
     radius = fraction_text(spec.threat.epsilon).replace("/", "-")
-    parts = ["robustness", file_name(examples.dataset), spec.threat.norm.lower(), radius]
+    dataset = file_name(examples.dataset)
+    parts = ["robustness", dataset, spec.threat.norm.lower()] if is_bounded(spec) else ["noise", dataset]
+    parts += [radius]
     parts += [examples.split] if examples.split != "test" else []
     parts += [str(examples.count)] if examples.count != examples.split_size else []
     return "-".join(parts)
@@ -90,10 +96,14 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     spec = group[0].record.spec
     radius = fraction_text(spec.threat.epsilon)
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
+    under = str(spec.threat) if is_bounded(spec) else f"noise of scale {radius}"
+    changed = (
+        f"changed by at most {radius} in {spec.threat.norm} norm" if is_bounded(spec) else f"with {under}, unbounded"
+    )
     return Table(
         name=name,
-        title=f"{spec.examples.dataset} under {spec.threat}",
-        caption=f"{shown}, each changed by at most {radius} in {spec.threat.norm} norm",
+        title=f"{spec.examples.dataset} under {under}",
+        caption=f"{shown}, each {changed}",
         columns=columns(attacks),
         rows=(
             *(row(c, attacks, rank=rank) for c, rank in zip(ranked, ranks, strict=True)),

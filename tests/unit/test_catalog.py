@@ -42,6 +42,15 @@ def test_reads_entry_presets_and_parameters_without_importing(read):
     }
 
 
+def test_a_preset_may_have_fewer_norms(read):
+    text = GOOD.replace('norms=("L2",)', 'norms=("L2", "Linf"), preset_norms={"wiggle-9": ("Linf",)}')
+    found = read(text)
+    assert found["wiggle"].facts["norms"] == ("L2", "Linf")
+    assert found["wiggle-9"].facts["norms"] == ("Linf",)
+    with pytest.raises(catalog.PluginError, match="norms to 'wiggle-8', which is none of its presets"):
+        read(text.replace('preset_norms={"wiggle-9"', 'preset_norms={"wiggle-8"'))
+
+
 def test_settings_are_typed_by_the_annotation(read):
     plugin = read(GOOD)["wiggle"]
     typed = plugin.settings({"steps": "7", "size": "2/255", "loss": "margin", "fast": "true"})

@@ -57,9 +57,7 @@ def examine(network, attack="pgd-20", *, shared=None, **options):
     spec, ids = ask(attack, **options)
     images = options.get("images") or digit_images()
     shape, classes = images.image_shape, len(images.classes)
-    model = (
-        network if isinstance(network, Classifier) else Classifier(network, input_shape=shape, num_classes=classes)
-    )
+    model = network if isinstance(network, Classifier) else Classifier(network, input_shape=shape, num_classes=classes)
     worker = Worker(model, images, device=torch.device("cpu"), precision=spec.precision, batch_size=64)
     result = worker(Shard(spec, ids))
     assert result.error is None
@@ -279,7 +277,7 @@ def test_an_attack_that_averages_over_a_random_model_is_not_accused():
 
 
 def test_what_could_not_be_made_is_said():
-    spec, ids = ask()
+    spec, _ = ask()
     rows = rows_of(np.ones(5, bool), np.ones(5, bool), ids=[1, 2, 3, 4, 5])
     for findings, reason in [
         (Findings(ids=(1,), problem="the probes failed: ZeroDivisionError: on purpose"), "on purpose"),
@@ -322,9 +320,7 @@ def test_findings_are_the_same_in_other_batches():
     spec, ids = ask(precision="fp64")
     found = []
     for size in (64, 7):
-        worker = Worker(
-            model, digit_images(), device=torch.device("cpu"), precision="fp64", batch_size=size
-        )
+        worker = Worker(model, digit_images(), device=torch.device("cpu"), precision="fp64", batch_size=size)
         found.append(probe(worker, spec, ids[:10]))
     assert found[0].problem is None
     assert found[0] == found[1]
