@@ -1,13 +1,13 @@
 """Models that seem robust for a wrong reason never come through `robench eval` without a word.
 
-| canary                            | what happens                                                                      |
-|-----------------------------------|-----------------------------------------------------------------------------------|
-| logits too large for every image  | stopped: the loss has no gradient for most of the images                          |
-| logits too large for some         | flag zero-gradients                                                               |
-| rounded input                     | stopped: no gradient at all                                                       |
-| rounded input with a false slope  | flags loss-does-not-rise, epsilon-not-fatal, black-box-stronger                   |
-| noise, or functional dropout on   | stopped; with --votes flag random-outputs, unless the attack averages over it     |
-| dropout left in train mode        | stopped, always                                                                   |
+| canary                           | what happens                                                                  |
+|----------------------------------|-------------------------------------------------------------------------------|
+| logits too large for every image | stopped: the loss has no gradient for most of the images                      |
+| logits too large for some        | flag zero-gradients                                                           |
+| rounded input                    | stopped: no gradient at all                                                   |
+| rounded input with a false slope | flags loss-does-not-rise, epsilon-not-fatal, black-box-stronger               |
+| noise, or functional dropout on  | stopped; with --votes flag random-outputs, unless the attack averages over it |
+| dropout left in train mode       | stopped, always                                                               |
 """
 
 from __future__ import annotations
