@@ -7,6 +7,7 @@
     reports/records/<model>/<identity>.partial.json   it was stopped on purpose; replaced when it is asked again
     reports/outcomes/<identity>-<sha256[:8]>.parquet  its rows, one per example
     reports/.work/<identity>-<first id>-<rows>-<random>.parquet    a finished shard of unfinished work
+    reports/.work/findings-<hash>.json                what the diagnostics' probes saw of a model; may be deleted
 
 A record names its outcomes by their hash. So two runs that answer one question at once cannot mix: each
 writes outcomes of its own, one of them links its record into place first, and the other withdraws. No lock is

@@ -292,6 +292,7 @@ def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> lis
         labels,
         card_accuracy=job.card.clean_accuracy if job.card else None,
         losses={str(spec.attack.parameters["loss"]) for spec in job.specs if "loss" in spec.attack.parameters},
+        decision=job.specs[0].decision,
     )
     execution = Execution(
         device=device,

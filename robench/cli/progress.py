@@ -146,6 +146,11 @@ class EvaluationBar:
         note = f"robust {100 * share:.1f} %" + (f", {duration(left)} left" if left is not None else "")
         self.bars.update(self.task, self.done, note, total=total)
 
+    def probe(self, spec: EvalSpec, *, examples: int) -> None:  # noqa: ARG002  the protocol's
+        """Say why the bar stands still at its end."""
+        assert self.task is not None
+        self.bars.update(self.task, self.done, f"diagnostics on {examples} examples")
+
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
         """Leave a line with the result."""
         spec = record.spec

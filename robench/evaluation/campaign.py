@@ -15,16 +15,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from robench.classifier import Classifier, keep_large_buffers
-from robench.datasets import ImageSet
-from robench.errors import EvaluationFailed
+from robench.datasets import ImageSet, fixed_shuffle
+from robench.errors import EvaluationFailed, UserError
 from robench.evaluation.deadline import Deadline
+from robench.evaluation.diagnostics import diagnose
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
+from robench.evaluation.probes import Findings, findings_key, probe, sample_of
 from robench.evaluation.sampling import Sampling, drawing_order
-from robench.evaluation.shards import Shard, ShardResult, split
+from robench.evaluation.shards import Rows, Shard, ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
-from robench.planning import is_minimum_norm, journal_key
-from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
+from robench.planning import code_fingerprint, is_minimum_norm, journal_key
+from robench.records import Diagnostic, EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256, publish
 
 #: Finished shards are what an interruption leaves: small on a CPU, large enough on an accelerator to fill it.
@@ -39,6 +41,9 @@ class Progress(Protocol):
 
     def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
         """Count examples that were just answered, and how many of them stood."""
+
+    def probe(self, spec: EvalSpec, *, examples: int) -> None:
+        """Begin to look at so many examples for signs that attacks on this model cannot be believed."""
 
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
         """Finish a question; `known` if nothing had to be computed."""
@@ -113,6 +118,20 @@ class Campaign:
         self.progress.end(record, path, known=False)
         return record
 
+    def _worker(self, spec: EvalSpec) -> Worker:
+        if spec.precision not in self._workers:
+            self._workers[spec.precision] = Worker(
+                self.model,
+                self.images,
+                device=self.execution.device,
+                precision=spec.precision,
+                batch_size=self.execution.batch_size,
+                keep_adversarials=self.execution.save_adversarials,
+                training=self.execution.training,
+                deadline=self.execution.deadline,
+            )
+        return self._workers[spec.precision]
+
     def _shards(
         self, spec: EvalSpec, ids: NDArray[np.int64], done: NDArray[np.int64], sampling: Sampling | None
     ) -> Iterator[Shard]:
@@ -127,19 +146,8 @@ class Campaign:
         """Answer the shards until it is enough, or the time is up; every finished one is journalled before it is
         counted.
         """
-        if spec.precision not in self._workers:
-            self._workers[spec.precision] = Worker(
-                self.model,
-                self.images,
-                device=self.execution.device,
-                precision=spec.precision,
-                batch_size=self.execution.batch_size,
-                keep_adversarials=self.execution.save_adversarials,
-                training=self.execution.training,
-                deadline=self.execution.deadline,
-            )
         errors = []
-        for result in self.execution.executor(self._workers[spec.precision], shards):
+        for result in self.execution.executor(self._worker(spec), shards):
             if result.error is not None:
                 errors.append(result.error)
                 if sampling:
@@ -186,6 +194,7 @@ class Campaign:
                 stopped=self._stopped and whole and not (sampling and sampling.enough),
                 sequence=sampling.sequence if sampling and whole else None,
                 notes=self.store.journal_notes(journal_key(spec)),
+                diagnostics=self._diagnose(spec, rows) if known is None and not errors and not self._stopped else (),
             ),
         )
         if known is not None and record.status == "partial":
@@ -205,6 +214,21 @@ class Campaign:
                 self._publish_adversarials(spec, rows["example_id"])
             self.store.journal_clear(journal_key(spec))
         return known or record, path
+
+    def _diagnose(self, spec: EvalSpec, rows: Rows) -> tuple[Diagnostic, ...]:
+        """Return the record's diagnostics; the probes run once for all questions that share what they depend on."""
+        order = fixed_shuffle(len(self.images))
+        ids = sample_of(order, rows["example_id"][rows["attacked"]], len(rows["example_id"]))
+        path = self.store.root / ".work" / f"findings-{findings_key(spec, ids, code_fingerprint())}.json"
+        findings = None
+        with suppress(OSError, UserError):  # not there, or cut short by a full disk
+            findings = Findings.from_json(path.read_text("utf-8"), origin=str(path))
+        if findings is None:
+            self.progress.probe(spec, examples=len(ids))
+            findings = probe(self._worker(spec), spec, ids)
+            if findings.problem is None:
+                publish(path, findings.to_json().encode())
+        return diagnose(spec, rows, findings)
 
     def _adversarials_path(self, spec: EvalSpec) -> Path:
         return self.store.root / "adversarials" / f"{spec.identity}.safetensors"

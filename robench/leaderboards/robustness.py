@@ -13,6 +13,8 @@ one seed all attacks draw the examples in the same order, so what all of them ha
 case is taken over that, with the interval that holds at any stopping.
 
 Noise without a bound (lrc-noise) is no adversary of the ball's: it has tables of its own, by its scale.
+
+A worst case is no better than its attacks: the flags of the records' diagnostics stand beside it.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from robench.catalog import LeaderboardEntry
 from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
 from robench.planning import is_bounded
-from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
 from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
+
+#: The diagnostics that follow from a record's rows; all others need a look at the model.
+FROM_ROWS = frozenset({"eight-bit"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +121,7 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
         ),
         ranked_by="worst_case",
         remarks=tuple(remark(s.record) for s in group if s.record.status != "complete"),
+        warnings=tuple(f"{c.name}: {told}" for c in (*ranked, *others) for told in warnings(c)),
     )
 
 
@@ -219,6 +225,12 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
             role="accuracy",
             description="Images still correct after every attack, decided image by image.",
         ),
+        Column(
+            key="reliability",
+            title="Reliability",
+            role="label",
+            description="Signs that the attacks were too weak for this model, on a sample of the images.",
+        ),
         Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
         *(
             Column(key=title, title=title, role="accuracy", description=f"Images still correct after {title}.")
@@ -265,6 +277,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
             n=n,
             note=f"over {len(own)} of {len(attacks)} attacks" if missing else None,
         ),
+        reliability_cell(contestant),
         proportion_cell(
             first.record.clean,
             record=first.path,
@@ -277,6 +290,38 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=sum(passes_per_example(stored.record) for stored in own.values())),
         Cell(value=sum(cost.seconds for cost in costs)),
     )
+
+
+def flags(contestant: Contestant) -> list[Diagnostic]:
+    """Return the flags that no attack on this model has cleared, as raised against the strongest attack.
+
+    A flag says of one attack that it was too weak. Where another one of the model's attacks passed the same check,
+    the worst case does not suffer from it.
+    """
+    strongest_first = sorted(contestant.answers.values(), key=lambda s: (s.record.robust.successes, s.path))
+    made = [d for stored in strongest_first for d in stored.record.diagnostics]
+    passed = {d.name for d in made if d.verdict == "ok"}
+    raised = {d.name: d for d in reversed(made) if d.verdict == "flag" and d.name not in passed}
+    return [raised[name] for name in dict.fromkeys(d.name for d in made) if name in raised]
+
+
+def reliability_cell(contestant: Contestant) -> Cell:
+    """Return the names of the flags; no value where nothing was looked at."""
+    raised = flags(contestant)
+    if raised:
+        return Cell(value=", ".join(d.name for d in raised), warning="\n".join(warnings(contestant)))
+    made = [d for stored in contestant.answers.values() for d in stored.record.diagnostics]
+    looked_at = any(d.verdict == "ok" and d.name not in FROM_ROWS for d in made)
+    return Cell(value="no flags") if looked_at else Cell(note="not examined")
+
+
+def warnings(contestant: Contestant) -> list[str]:
+    """Return one line for each flag, with what a stronger attack left."""
+    return [
+        f"{d.name}: {d.evidence}"
+        + (f" ({d.robust_then.successes} of {d.robust_then.n} still stand)" if d.robust_then else "")
+        for d in flags(contestant)
+    ]
 
 
 def attack_cell(contestant: Contestant, key: str) -> Cell:
