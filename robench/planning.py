@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from robench import catalog
 from robench.errors import UserError
 from robench.records import (
+    PLAIN,
     AttackIdentity,
+    Decision,
     EvalRecord,
     EvalSpec,
     Examples,
@@ -43,6 +45,9 @@ class Request:
     """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
     seed: int = 0
     precision: Precision = "fp32"
+    decision: Decision = PLAIN
+    until: float | None = None
+    """Draw examples until the robust accuracy is known to within this; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class Estimate:
     """What an evaluation will cost at most: an example that falls early costs less."""
 
     gradient_passes: int
-    """Forward and backward passes, summed over the examples."""
+    """A forward and a backward pass each, summed over the examples."""
+    queries: int
+    """Forward passes without a backward pass, summed over the examples."""
     seconds: float | None
     """From earlier evaluations of the same architecture on the same kind of device; None without any."""
 
@@ -80,9 +87,11 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     return plugin, plugin.settings(overrides)
 
 
-def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
-    """Return the attack with everything that can change its answer; refuse a norm that it has no form for."""
+def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) -> AttackIdentity:
+    """Return the attack with everything that can change its answer; refuse what it has no form for."""
     plugin, parameters = attack_settings(text)
+    if decision.top_k > 1 and "criterion" not in plugin.supplied:
+        raise UserError(f"attack {plugin.name} has no form for top-{decision.top_k}, only for top-1")
     if threat.norm not in plugin.facts["norms"]:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
@@ -96,15 +105,19 @@ def is_minimum_norm(spec: EvalSpec) -> bool:
     return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False))
 
 
+def is_bounded(spec: EvalSpec) -> bool:
+    """Tell whether epsilon bounds what counts: false for noise that has it as its scale."""
+    plugin = catalog.plugins("attacks").get(spec.attack.entry)
+    return plugin is None or plugin.facts.get("budget", "ball") == "ball"
+
+
 @functools.cache
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
     files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    files += [
-        PACKAGE / f"{name}.py"
-        for name in ("losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target")
-    ]
+    ground = "losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting"
+    files += [PACKAGE / f"{name}.py" for name in ground]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]
@@ -142,28 +155,41 @@ def plan(request: Request) -> list[EvalSpec]:
                 model=request.model,
                 examples=request.examples,
                 threat=threat,
-                attack=identify_attack(text, threat),
+                attack=identify_attack(text, threat, request.decision),
                 seed=request.seed,
                 precision=request.precision,
+                decision=request.decision,
+                until=request.until,
             )
             specs[spec.identity] = spec
     return list(specs.values())
 
 
-def estimate(spec: EvalSpec, earlier: Iterable[EvalRecord], device: str) -> Estimate:
-    """Return the most that `spec` can cost, in passes and, where something similar was measured, in seconds."""
-    parameters = spec.attack.parameters
-    steps, restarts = int(parameters.get("steps") or 1), int(parameters.get("restarts") or 1)
-    passes = spec.examples.count * steps * restarts
+def estimate(
+    spec: EvalSpec, earlier: Iterable[EvalRecord], device: str, *, classes: int = 2, done: int = 0
+) -> Estimate:
+    """Return the most that `spec` can still cost, in passes and, where something similar was measured, in seconds.
+
+    Args:
+        spec: the question.
+        earlier: evaluations that were measured, of any model.
+        device: the one that it will run on, as records name it.
+        classes: how many the data set has; some attacks take a pass for each.
+        done: examples that are answered already.
+    """
+    plugin = catalog.find("attacks", spec.attack.entry)
+    gradients, queries = plugin.passes(spec.attack.parameters, classes=classes)
+    rest = max(0, spec.examples.count - done)
     similar = [
         r.cost
         for r in earlier
         if r.spec.model.architecture == spec.model.architecture
         and r.spec.examples.dataset == spec.examples.dataset
         and r.provenance.device == device
-        and r.cost.backward_passes
+        and r.cost.forward_passes
     ]
     if not similar:
-        return Estimate(passes, None)
-    per_pass = sum(c.seconds for c in similar) / sum(c.backward_passes for c in similar)
-    return Estimate(passes, passes * per_pass)
+        return Estimate(rest * gradients, rest * queries, None)
+    # The gradient of an image costs about as much as its logits, so both kinds of pass are counted alike.
+    per_pass = sum(c.seconds for c in similar) / sum(c.forward_passes + c.backward_passes for c in similar)
+    return Estimate(rest * gradients, rest * queries, rest * (2 * gradients + queries) * per_pass)

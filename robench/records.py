@@ -135,6 +135,10 @@ class Decision(Value):
         return self.votes == 1 and self.sigma == 0 and self.repeats == 1
 
 
+#: One pass, the largest logit.
+PLAIN = Decision()
+
+
 class EvalSpec(Value):
     """One question. Everything that can change the number is in here, and nothing else."""
 
@@ -147,7 +151,7 @@ class EvalSpec(Value):
     seed: int
     precision: Precision
     """Of the search; success is always judged by the plain model in fp32 (in fp64 where the search is fp64)."""
-    decision: Decision = Decision()
+    decision: Decision = PLAIN
     until: PositiveFloat | None = None
     """Examples are drawn in random order until the confidence sequence of the robust accuracy is no wider than this;
     None: all examples."""
@@ -307,7 +311,7 @@ OUTCOME_COLUMNS: dict[str, str] = {
     "adversarial_rank": "int32",
     "attacked": "bool",  # false: wrong without an attack
     "broken": "bool",  # the returned image is misclassified, at whatever distance
-    "robust": "bool",  # right without an attack, and not broken inside the ball
+    "robust": "bool",  # right without an attack, and not broken inside the ball (by noise without a bound: anywhere)
     "linf": "float64",
     "l2": "float64",
     "relative_l2": "float64",  # over the clean image's L2 norm; 0 for an image of zeros

@@ -29,11 +29,14 @@ def inside_ball(length: Tensor, threat: ThreatModel) -> Tensor:
     return length <= threat.radius + BALL_TOLERANCE * max(1.0, threat.radius)
 
 
-def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel | None) -> Violation | None:
+def find_violation(
+    adversarial: Tensor, images: Tensor, threat: ThreatModel | None, *, box: bool = True
+) -> Violation | None:
     """Return the first rule that `adversarial` breaks, with the example (its row) that breaks it worst, or None.
 
     Both `(N, C, H, W)`. Rules, in this order: the shape, no NaN or infinity, the box [0, 1] exactly, the ball of
-    `threat` up to BALL_TOLERANCE (distances are measured in float64); None: an attack whose distance is free.
+    `threat` up to BALL_TOLERANCE (distances are measured in float64). Without `box` or with `threat` None that rule
+    does not hold: for noise that is not clipped, and for attacks whose distance is free.
     """
     if adversarial.shape != images.shape or not adversarial.is_floating_point():
         got, want = tuple(adversarial.shape), tuple(images.shape)
@@ -44,7 +47,7 @@ def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel | No
         row = int((~torch.isfinite(adversarial)).flatten(1).any(1).nonzero()[0])
         return Violation("not-a-number", f"returned NaN or infinity (first in row {row})")
     outside = torch.maximum(-adversarial, adversarial - 1).flatten(1).amax(1)
-    if bool((outside > 0).any()):
+    if box and bool((outside > 0).any()):
         row = int(outside.argmax())
         return Violation("outside-box", f"left [0, 1] by {float(outside[row]):.3g} (row {row})")
     if threat is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,15 @@ from torch import Tensor
 from robench import catalog
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
-from robench.errors import PreflightFailed, RobenchError
-from robench.evaluation.shards import Shard, ShardResult
+from robench.errors import RobenchError
+from robench.evaluation.deadline import Deadline, OutOfTime, Pace
+from robench.evaluation.judging import Answer, Judge
+from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
+from robench.evaluation.training_moments import TrainingMoments
 from robench.evaluation.verification import find_violation, inside_ball
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
+from robench.planning import is_bounded, is_minimum_norm
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
 from robench.target import Ledger, Target
@@ -39,29 +43,6 @@ _CPU_ACTIVATIONS = 2**26
 _NARROWEST_SHARE = 8
 
 
-class Batch(NamedTuple):
-    """Some examples on the device."""
-
-    ids: NDArray[np.int64]
-    images: Tensor
-    """(N, C, H, W) in [0, 1]."""
-    labels: Tensor
-    """(N,) int64."""
-
-    def part(self, start: int, stop: int) -> Batch:
-        """Return some neighbours of these examples."""
-        return Batch(self.ids[start:stop], self.images[start:stop], self.labels[start:stop])
-
-
-class InvalidAnswer(Exception):
-    """An attack that crashed or whose answer breaks the threat model."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        """Keep the kind of a ShardError and its text."""
-        super().__init__(message)
-        self.kind = kind
-
-
 class Worker:
     """Answers shards of questions about one model and one split."""
 
@@ -74,6 +55,8 @@ class Worker:
         precision: Precision,
         batch_size: int | None = None,
         keep_adversarials: bool = False,
+        training: Callable[[], ImageSet] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         """Place the model and, where it fits in memory, the split on the device.
 
@@ -84,17 +67,22 @@ class Worker:
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
             keep_adversarials: return the images with the outcomes.
+            training: opens the training split, for attacks that ask for its moments.
+            deadline: when to stop, in the middle of a shard if need be.
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.judge = copy.deepcopy(model).to(device=device, dtype=self.dtype).eval()
+        plain = copy.deepcopy(model).to(device=device, dtype=self.dtype)
+        self.judge = Judge(plain, num_classes=len(images.classes))
         self.search = search_copy(model, precision=precision, device=device)
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
+        self.training_moments = TrainingMoments(training, device)
+        self.deadline = deadline
+        self._pace: tuple[str, Pace | None] = ("", None)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
-        self._clean: dict[int, tuple[int, int]] = {}
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return `(N, C, H, W)` images in [0, 1] and `(N,)` labels of these positions, on the device."""
@@ -110,39 +98,63 @@ class Worker:
         ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
         kept: list[NDArray[np.float32]] = []
+        pace = self._pace_of(shard.spec)
         try:
-            for batch in self._batches(shard):
+            for batch in self._batches(shard, pace):
+                if pace:
+                    pace.begin()
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
                     kept.append(adversarial.float().cpu().numpy())
+                if pace:
+                    pace.end(len(batch.ids))
+        except OutOfTime:
+            pass  # the batches before are answers
         except InvalidAnswer as problem:
             error = ShardError(
                 first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
             return ShardResult(shard, {}, _cost(ledgers, started), error)
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
         found = np.concatenate(kept) if kept else None
         notes = frozenset(note for ledger in ledgers for note in ledger.notes)
         give_back_buffers()
         return ShardResult(shard, rows, _cost(ledgers, started), None, found, notes)
 
-    def _batches(self, shard: Shard) -> Iterator[Batch]:
+    def _pace_of(self, spec: EvalSpec) -> Pace | None:
+        """Return the pace of this question, kept from shard to shard; None where there is time enough."""
+        if self._pace[0] != spec.identity:
+            self._pace = spec.identity, Pace(self.deadline) if self.deadline else None
+        return self._pace[1]
+
+    def _batches(self, shard: Shard, pace: Pace | None) -> Iterator[Batch]:
         """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
-        if self.batch_size is None:
-            on_cpu = self.device.type == "cpu"
-            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
-        pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
+        pieces = self._pieces(shard, pace)
         if self._resident is not None:
             yield from (Batch(piece, *self.load(piece)) for piece in pieces)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self.load, pieces[0])
-            for position, piece in enumerate(pieces):
-                batch = ahead.result()
-                if position + 1 < len(pieces):
-                    ahead = reader.submit(self.load, pieces[position + 1])
-                yield Batch(piece, *batch)
+            piece = next(pieces, None)
+            ahead = None if piece is None else reader.submit(self.load, piece)
+            while piece is not None and ahead is not None:
+                batch = Batch(piece, *ahead.result())
+                piece = next(pieces, None)
+                ahead = None if piece is None else reader.submit(self.load, piece)
+                yield batch
+
+    def _pieces(self, shard: Shard, pace: Pace | None) -> Iterator[NDArray[np.int64]]:
+        """Cut the shard's examples into batches, as large as memory and time allow; end early where time is up."""
+        if self.batch_size is None:
+            on_cpu = self.device.type == "cpu"
+            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
+        start = 0
+        while start < len(shard.ids):
+            size = pace.largest(self.batch_size) if pace else self.batch_size
+            if size == 0:
+                return
+            yield shard.ids[start : start + size]
+            start += size
 
     def _answer_within_memory(
         self, spec: EvalSpec, batch: Batch, ledgers: list[Ledger]
@@ -166,22 +178,25 @@ class Worker:
 
     def _answer(self, spec: EvalSpec, batch: Batch, ledger: Ledger) -> tuple[dict[str, NDArray[Any]], Tensor]:
         ids, images, labels = batch
-        clean_prediction, clean_rank = self._clean_answers(batch)
+        random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device))
+        clean_prediction, clean_rank = self.judge.of_clean(spec, batch, random)
         right = clean_rank < spec.decision.top_k
         attacked = torch.from_numpy(right).to(self.device).nonzero().squeeze(1)
         adversarial = images.clone()
         prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         rank = torch.from_numpy(clean_rank.copy()).to(self.device)
         if len(attacked):
-            found, logits = self._attack(spec, batch, rows=attacked, ledger=ledger)
-            adversarial[attacked], prediction[attacked] = found, logits.argmax(1)
-            rank[attacked] = rank_of(logits, labels[attacked])
+            found, scores = self._attack(spec, batch, rows=attacked, ledger=ledger, random=random)
+            adversarial[attacked], prediction[attacked] = found, scores.argmax(1)
+            rank[attacked] = rank_of(scores, labels[attacked])
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        fallen = broken & inside_ball(length[spec.threat.norm], spec.threat)
+        counted = inside_ball(length[spec.threat.norm], spec.threat) if is_bounded(spec) else True
+        fallen = broken & counted
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
+        answer = Answer(adversarial, labels, broken)
         rows: dict[str, NDArray[Any]] = {
             "example_id": ids,
             "label": labels.cpu().numpy(),
@@ -195,41 +210,36 @@ class Worker:
             "linf": length["Linf"].cpu().numpy(),
             "l2": length["L2"].cpu().numpy(),
             "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
-            "broken_in_8_bit": self._broken_in_8_bit(spec, adversarial, labels, broken).cpu().numpy(),
-            "wrong_decisions": np.zeros(len(ids), np.int64),
+            "broken_in_8_bit": self.judge.broken_in_8_bit(spec, answer, random).cpu().numpy(),
+            "wrong_decisions": self.judge.wrong_decisions(spec, answer, attacked, random).cpu().numpy(),
             "broken_by": np.where(robust, "", np.array(ledger.broken_by, dtype=np.str_)),
             **_passes_of(ledger),
         }
         return rows, adversarial
 
-    def _broken_in_8_bit(self, spec: EvalSpec, adversarial: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
-        """Return which broken examples `(N,)` stay broken as a file of 256 levels would hold them."""
-        rows = broken.nonzero().squeeze(1)
-        survives = torch.zeros_like(broken)
-        if len(rows):
-            rounded = (adversarial[rows] * 255).round() / 255
-            survives[rows] = Criterion(spec.decision.top_k).broken(self._judged(rounded), labels[rows])
-        return survives
-
-    def _attack(self, spec: EvalSpec, batch: Batch, *, rows: Tensor, ledger: Ledger) -> tuple[Tensor, Tensor]:
-        """Return adversarial images for `rows`, valid ones, and the judge's logits of them."""
-        ids, images, labels = batch
+    def _attack(
+        self, spec: EvalSpec, batch: Batch, *, rows: Tensor, ledger: Ledger, random: RandomStream
+    ) -> tuple[Tensor, Tensor]:
+        """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
+        _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, minimum_norm = plugin.load().attack, plugin.facts.get("minimum_norm", False)
-        random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
+        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
+        ball = None if is_minimum_norm(spec) or not is_bounded(spec) else spec.threat
+        box = is_bounded(spec) or bool(spec.attack.parameters.get("clip", True))
         criterion = Criterion(spec.decision.top_k)
-        supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
+        offered = {"criterion": criterion, "training_moments": self.training_moments}
+        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        Target(model, ledger)[some],
+                        Target(_Punctual(model, self.deadline) if self.deadline else model, ledger)[some],
                         clean,
                         labels[some],
                         threat=spec.threat,
-                        random=random[some],
+                        random=draws[some],
                         **supplied,
                         **spec.attack.parameters,
                     )
@@ -239,21 +249,23 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, None if minimum_norm else spec.threat):
+            if violation := find_violation(found, clean, ball, box=box):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial
 
         adversarial = search(self.search, rows)
-        logits = self._judged_finite(adversarial)
+        scores = self.judge.scores(spec.decision, adversarial, random[rows].at("judge"))
+        if not spec.decision.plain:
+            return adversarial, scores
         # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
         # may have stopped too early: those few are searched again on the judge itself.
-        again = self._disputed(adversarial, labels[rows], logits, criterion, ledger=ledger)
+        again = self._disputed(adversarial, labels[rows], scores, criterion, ledger=ledger)
         if len(again):
-            with frozen(self.judge):
-                adversarial[again] = search(self.judge, rows[again])
-            logits[again] = self._judged_finite(adversarial[again])
-        return adversarial, logits
+            with frozen(self.judge.model):
+                adversarial[again] = search(self.judge.model, rows[again])
+            scores[again] = self.judge.scores(spec.decision, adversarial[again], random[rows[again]].at("judge"))
+        return adversarial, scores
 
     @torch.no_grad()
     def _disputed(
@@ -275,34 +287,6 @@ class Worker:
             if len(disputed[-1]) == 0:
                 break
         return torch.cat(disputed)
-
-    @torch.no_grad()
-    def _judged(self, images: Tensor) -> Tensor:
-        """Return the plain model's logits, without TF32 whatever the process allows."""
-        with tensor_float32(allowed=False):
-            logits: Tensor = self.judge(images)
-        return logits
-
-    def _judged_finite(self, adversarial: Tensor) -> Tensor:
-        """Return the judge's logits; a NaN would be some class to argmax, and robust where it is the label's."""
-        logits = self._judged(adversarial)
-        if not bool(torch.isfinite(logits).all()):
-            raise InvalidAnswer("not-a-number", "the model returns NaN or infinity for an adversarial image")
-        return logits
-
-    def _clean_answers(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return prediction and rank of the label; each image is classified once for all questions."""
-        ids, images, labels = batch
-        if not all(int(i) in self._clean for i in ids):
-            logits = self._judged(images)
-            if not bool(torch.isfinite(logits).all()):
-                row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
-                raise PreflightFailed(f"the model returns NaN or infinity for the clean example {int(ids[row])}")
-            prediction, rank = logits.argmax(1), rank_of(logits, labels)
-            answers = zip(prediction.tolist(), rank.tolist(), strict=True)
-            self._clean |= dict(zip(ids.tolist(), answers, strict=True))
-        answers_of = np.array([self._clean[int(i)] for i in ids], dtype=np.int64)
-        return answers_of[:, 0], answers_of[:, 1]
 
     def _largest_batch_size(self, ids: NDArray[np.int64]) -> int:
         """Return how many images' activations fit in the CPU's share of memory; one image is run to know."""
@@ -354,6 +338,20 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+
+class _Punctual(torch.nn.Module):
+    """A model that answers until the time is up: where an attack takes long, it ends in the middle."""
+
+    def __init__(self, model: torch.nn.Module, deadline: Deadline) -> None:
+        super().__init__()
+        self.model, self.deadline = model, deadline
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.deadline.check()
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def _passes_of(ledger: Ledger) -> dict[str, NDArray[Any]]:
