@@ -30,11 +30,14 @@ each_attack_with_a_criterion = pytest.mark.parametrize(
 #: cannot shrink the norm to these models' margins.
 FEEBLE = {"random-noise", "lrc-noise"}
 SAMPLERS = {p.name for p in ATTACKS if p.entry in FEEBLE or p.name.endswith("-paper") or p.name == "smoothed-ddn-20"}
+#: Attacks of thousands of passes are held to these contracts in a shorter form.
+SHORTER = {"square": {"queries": 800}, "autoattack": {"steps": 10, "queries": 40}}
 
 
 def run(plugin, model, images, labels, threat, *, seed=0, ids=None, **supplied):
     random = RandomStream(seed, torch.arange(len(images)) if ids is None else ids)
-    return plugin.load().attack(model, images, labels, threat=threat, random=random, **supplied, **plugin.settings())
+    settings = plugin.settings(SHORTER.get(plugin.entry))
+    return plugin.load().attack(model, images, labels, threat=threat, random=random, **supplied, **settings)
 
 
 def allowed(plugin, found, images, threat):
@@ -69,6 +72,8 @@ def test_entry_agrees_with_its_file(plugin):
 def test_finds_every_linear_example_a_tenth_beyond_its_margin(plugin, norm):
     if plugin.name in SAMPLERS:
         pytest.skip("samples, does not search")
+    if (plugin.entry, norm) == ("square", "L2"):
+        pytest.skip("windows of 3x3 pixels are too coarse for images of 4x4")
     model, images, labels = linear_problem(classes=2)
     margins = model.margins(images, labels, norm)
     for row in range(0, len(images), 8):
