@@ -174,6 +174,7 @@ def test_the_library_is_asked_with_robenchs_parameters(mine, images):
     assert (question.attack, str(question.threat)) == ("pgd", "Linf@0.05")
     assert question.parameters["restarts"] == 2
     assert question.parameters["steps"] == 10
+    assert set(question.parameters) == set(result.shard.spec.attack.parameters)
     assert result.notes == {
         "mine walks on",
         "mine has no stop_when_broken of pgd, and goes without",
