@@ -10,10 +10,6 @@ from torch import Tensor
 from robench.lp_geometry import distance
 from robench.threat_model import ThreatModel
 
-#: How far outside the ball a valid answer may be, relative to max(1, epsilon): rounding of `image + offset` in float32
-#: (2^-24 for pixels up to 1) and of the sum of squares in an L2 norm, with a factor of ten to spare.
-BALL_TOLERANCE = 1e-6
-
 Problem = Literal["not-a-number", "outside-box", "outside-ball", "wrong-shape"]
 
 
@@ -25,15 +21,15 @@ class Violation(NamedTuple):
 
 
 def inside_ball(length: Tensor, threat: ThreatModel) -> Tensor:
-    """Tell of each distance `(N,)`, measured in float64, whether it is within epsilon up to BALL_TOLERANCE."""
-    return length <= threat.radius + BALL_TOLERANCE * max(1.0, threat.radius)
+    """Tell of each distance `(N,)`, measured in float64, whether it is inside the ball, up to its tolerance."""
+    return length <= threat.reach
 
 
 def find_violation(adversarial: Tensor, images: Tensor, threat: ThreatModel | None) -> Violation | None:
     """Return the first rule that `adversarial` breaks, with the example (its row) that breaks it worst, or None.
 
     Both `(N, C, H, W)`. Rules, in this order: the shape, no NaN or infinity, the box [0, 1] exactly, the ball of
-    `threat` up to BALL_TOLERANCE (distances are measured in float64); None: an attack whose distance is free.
+    `threat` up to its tolerance (distances are measured in float64); None: an attack whose distance is free.
     """
     if adversarial.shape != images.shape or not adversarial.is_floating_point():
         got, want = tuple(adversarial.shape), tuple(images.shape)
