@@ -28,6 +28,8 @@ class Ledger:
     """Per example the member of a combined attack that broke it; empty where none claims it."""
     unattributed: tuple[int, int] = (0, 0)
     """Forward and backward passes whose examples the attack did not tell."""
+    second_looks: int = 0
+    """Forward passes by which the engine compared the searched copy with the judge."""
     notes: set[str] = field(default_factory=set)
     """Sentences for the record: what an attack did other than its parameters say, and why."""
 

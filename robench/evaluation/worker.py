@@ -248,7 +248,7 @@ class Worker:
         logits = self._judged_finite(adversarial)
         # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
         # may have stopped too early: those few are searched again on the judge itself.
-        again = self._disputed(adversarial, labels[rows], logits, criterion)
+        again = self._disputed(adversarial, labels[rows], logits, criterion, ledger=ledger)
         if len(again):
             with frozen(self.judge):
                 adversarial[again] = search(self.judge, rows[again])
@@ -256,7 +256,9 @@ class Worker:
         return adversarial, logits
 
     @torch.no_grad()
-    def _disputed(self, adversarial: Tensor, labels: Tensor, logits: Tensor, criterion: Criterion) -> Tensor:
+    def _disputed(
+        self, adversarial: Tensor, labels: Tensor, logits: Tensor, criterion: Criterion, *, ledger: Ledger
+    ) -> Tensor:
         """Return the rows that stand for the judge, whose logits are given, and that the search copy believes broken.
 
         The two differ by rounding, so it is looked at where the judge's margin is narrowest, and further only as long
@@ -267,6 +269,7 @@ class Worker:
         disputed = [standing[:0]]
         parts = 1 if self.coarse else _NARROWEST_SHARE
         for rows in standing.split(max(1, -(-len(standing) // parts))) if len(standing) else ():
+            ledger.second_looks += len(rows)
             believed = criterion.broken(self.search(adversarial[rows]), labels[rows])
             disputed.append(rows[believed])
             if len(disputed[-1]) == 0:
@@ -366,7 +369,9 @@ def _passes_of(ledger: Ledger) -> dict[str, NDArray[Any]]:
 
 def _cost(ledgers: list[Ledger], started: float) -> Cost:
     return Cost(
-        forward_passes=sum(int(book.forward_passes.sum()) + book.unattributed[0] for book in ledgers),
+        forward_passes=sum(
+            int(book.forward_passes.sum()) + book.unattributed[0] + book.second_looks for book in ledgers
+        ),
         backward_passes=sum(int(book.backward_passes.sum()) + book.unattributed[1] for book in ledgers),
         seconds=time.perf_counter() - started,
     )

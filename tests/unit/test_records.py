@@ -21,7 +21,7 @@ def test_write_and_read_are_inverse():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"schema_version": 2}, "upgrade robench"),
+        ({"schema_version": 3}, "upgrade robench"),
         ({"schema_version": 0}, "measure again"),
         ({"surprise": 1}, "surprise"),
         ({"seed": "seven"}, "seed"),

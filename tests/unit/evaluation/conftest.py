@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,15 @@ def spec_of(images):
         return planning.plan(request)[0], ids
 
     return make
+
+
+def same(found, expected, name):
+    """Tell whether two computations of one column agree.
+
+    The step at which an example falls costs it a gradient only if others of its batch still stand.
+    """
+    if name == "backward_passes":
+        return np.abs(found - expected).max() <= 1
+    if expected.dtype.kind != "f":
+        return np.array_equal(found, expected)
+    return np.allclose(found, expected, rtol=1e-9, atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta
 
 from robench.evaluation.merging import merge, sort_rows, total_cost
-from robench.records import OUTCOME_COLUMNS, Cost, EvalRecord, Provenance, ShardError
+from robench.records import OUTCOME_TYPES, Cost, EvalRecord, Provenance, ShardError
 
 COST = Cost(forward_passes=3, backward_passes=2, seconds=0.5)
 MADE = Provenance(
@@ -24,9 +24,10 @@ MADE = Provenance(
 
 def rows_of(robust, attacked, ids=None):
     count = len(robust)
-    rows = {name: np.zeros(count, kind) for name, kind in OUTCOME_COLUMNS.items()}
+    rows = {name: np.zeros(count, kind) for name, kind in OUTCOME_TYPES.items()}
     rows["example_id"] = np.arange(count) if ids is None else np.asarray(ids)
     rows["robust"], rows["attacked"] = np.asarray(robust), np.asarray(attacked)
+    rows["broken"] = rows["attacked"] & ~rows["robust"]
     rows["clean_rank"] = np.where(attacked, 0, 7)
     rows["linf"] = np.arange(count) / 100
     return rows

@@ -14,10 +14,12 @@ from robench.errors import PreflightFailed
 from robench.evaluation import worker as worker_module
 from robench.evaluation.merging import sort_rows
 from robench.evaluation.shards import split
-from robench.evaluation.worker import Worker, rank_of
+from robench.evaluation.worker import Worker
+from robench.losses import TOP_1, rank_of
 from robench.lp_geometry import distance
+from robench.target import Ledger
 from tests.models import SmallNet
-from tests.unit.evaluation.conftest import COUNT
+from tests.unit.evaluation.conftest import COUNT, same
 
 CPU = torch.device("cpu")
 
@@ -39,7 +41,7 @@ def test_batch_size_and_shards_change_no_outcome_in_float64(model, images, spec_
     for options in ({"batch_size": 16}, {"batch_size": 250}, {"batch_size": 64, "shard_size": 63}):
         found = rows_of(answer(model, images, spec, ids, **options))
         for name, values in expected.items():
-            assert np.allclose(found[name], values, rtol=1e-9, atol=1e-12), (options, name)
+            assert same(found[name], values, name), (options, name)
 
 
 def test_rows_say_what_happened(model, images, spec_of):
@@ -134,9 +136,9 @@ def test_disputes_beyond_the_narrowest_margins_are_found(model, images):
             answers[rows.flatten(1)[:, 0] > 50, 2] = 1
             return answers
 
-    worker.search.model = Doubtful()
+    worker.search = Doubtful()
     numbered = torch.arange(80.0).view(80, 1, 1, 1).expand(80, 1, 4, 4)
-    disputed = worker._disputed(numbered, labels, logits)
+    disputed = worker._disputed(numbered, labels, logits, TOP_1, ledger=Ledger.of(80))
     assert sorted(disputed.tolist()) == [row for row in range(51, 80) if row % 4]
     assert looked == [8, 8, 8, 8]
 
@@ -156,7 +158,7 @@ def test_memory_that_runs_out_halves_the_batch(model, images, spec_of, monkeypat
     with_attack(monkeypatch, hungry)
     found = rows_of(answer(model, images, spec, ids, batch_size=128))
     assert max(sizes) > 20
-    assert all(np.allclose(found[name], expected[name]) for name in expected)
+    assert all(same(found[name], expected[name], name) for name in expected)
 
 
 def test_one_example_that_does_not_fit_is_an_error(model, images, spec_of, monkeypatch):
@@ -181,7 +183,7 @@ def test_a_search_that_is_wrong_about_success_is_repeated_on_the_judge(model, im
         def forward(self, batch):
             return -model(batch)
 
-    worker.search.model = Deluded()
+    worker.search = Deluded()
     found = rows_of([worker(shard) for shard in split(spec, ids, COUNT)])
     assert (found["robust"] == honest["robust"]).mean() > 0.99
 
