@@ -18,18 +18,26 @@ from robench.records import (
     Precision,
     Value,
 )
-from robench.threat_model import ThreatModel
+from robench.threat_model import Norm, ThreatModel
 from robench.workspace import PACKAGE
 
 DEFAULT_SUITE = "baseline"
 
 
 class Suite(Value):
-    """A list of attacks under a name."""
+    """A list of attacks under a name; those that have a form for one norm only stand under that norm."""
 
     summary: str
     source: str
-    attacks: tuple[str, ...]
+    attacks: tuple[str, ...] = ()
+    """Under every norm, and first."""
+    linf: tuple[str, ...] = ()
+    l2: tuple[str, ...] = ()
+
+    def under(self, norm: Norm) -> tuple[str, ...]:
+        """Return the attacks for one norm, in the order in which they run."""
+        own: tuple[str, ...] = {"Linf": self.linf, "L2": self.l2}[norm]
+        return (*self.attacks, *own)
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,12 @@ class Request:
     model: ModelIdentity
     examples: Examples
     threats: Sequence[ThreatModel]
-    attacks: Sequence[str]
+    attacks: Sequence[str] = ()
     """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
     seed: int = 0
     precision: Precision = "fp32"
+    suite: Suite | None = None
+    """What runs before the attacks: under each threat model those of its norm."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,9 @@ def load_suite(name: str) -> Suite:
         suite = Suite.model_validate(plugin.facts)
         for attack in suite.attacks:
             attack_settings(attack)
+        for norm, own in (("Linf", suite.linf), ("L2", suite.l2)):
+            for attack in own:
+                identify_attack(attack, ThreatModel.parse(f"{norm}@1"))
     except (ValueError, UserError) as error:
         raise catalog.PluginError(plugin.path, f"is no valid suite: {error}") from None
     return suite
@@ -131,10 +144,16 @@ def canonical_name(plugin: catalog.Plugin, parameters: dict[str, object]) -> str
 
 
 def plan(request: Request) -> list[EvalSpec]:
-    """Return the questions in the order given, threat models outermost, each once."""
+    """Return the questions in the order given, threat models outermost, each once.
+
+    Raises UserError for a suite that has nothing for a threat model's norm.
+    """
     specs = {}
     for threat in request.threats:
-        for text in request.attacks:
+        own = request.suite.under(threat.norm) if request.suite else ()
+        if request.suite and not own:
+            raise UserError(f"the suite has no attack for {threat.norm} ({request.suite.summary}); choose another")
+        for text in (*own, *request.attacks):
             spec = EvalSpec(
                 model=request.model,
                 examples=request.examples,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
@@ -28,11 +29,12 @@ from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
+    from robench.classifier import Classifier
     from robench.datasets import ImageSet
     from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
-_DEFAULT_EXAMPLES = 1000
+DEFAULT_EXAMPLES = 1000
 
 #: What models from these places classify unless --dataset says otherwise.
 _EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
@@ -62,7 +64,7 @@ def evaluate(
         int | None,
         typer.Option(
             "--examples",
-            help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
+            help=f"How many test examples (default {DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
         ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
@@ -96,21 +98,21 @@ def evaluate(
         raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
     threats = [ThreatModel.parse(text) for text in threat or ()]
     attacks = list(attack or ())
-    if suite or not attacks:
-        attacks = [*planning.load_suite(suite or planning.DEFAULT_SUITE).attacks, *attacks]
+    chosen = planning.load_suite(suite or planning.DEFAULT_SUITE) if suite or not attacks else None
     for text in attacks:
         planning.attack_settings(text)
     by_default = examples is None and not all_examples
     options = Options(
         workspace=place,
         dataset=dataset,
-        examples=_DEFAULT_EXAMPLES if by_default else examples,
+        examples=DEFAULT_EXAMPLES if by_default else examples,
         examples_by_default=by_default,
         threats=threats,
         attacks=attacks,
         seed=seed,
         precision=cast(Precision, precision),
         device=device,
+        suite=chosen,
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
@@ -146,6 +148,7 @@ class Options:
     seed: int
     precision: Precision
     device: str
+    suite: planning.Suite | None = None
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,7 @@ def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
     from robench.datasets import dataset_facts, open_split, select_examples
 
-    card = None if is_reference(name) else find_card(name, options.workspace)[1]
-    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
-    if dataset is None:
-        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
+    card, dataset = _card_and_dataset(name, options)
     facts = dataset_facts(dataset, options.workspace)
     images = open_split(dataset, "test", options.workspace)
     loaded: LoadedModel | None = None
@@ -180,8 +180,40 @@ def prepare(name: str, options: Options) -> Job:
     chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
-    request = planning.Request(identity, chosen, threats, options.attacks, options.seed, options.precision)
+    request = planning.Request(
+        identity, chosen, threats, options.attacks, options.seed, options.precision, options.suite
+    )
     return Job(identity, card, images, ids, planning.plan(request), loaded)
+
+
+def prepare_together(names: Sequence[str], options: Options) -> list[Job]:
+    """Plan the same questions for several models: without --dataset and --threat those of the first model's data.
+
+    Raises UserError for models that were trained on other data than the first.
+    """
+    from robench.datasets import dataset_facts
+
+    dataset = _card_and_dataset(names[0], options)[1]
+    for name in names[1:]:
+        if (other := _card_and_dataset(name, options)[1]) != dataset:
+            raise UserError(f"--model {name} classifies {other}, {names[0]} {dataset}; name models of the same data")
+    facts = dataset_facts(dataset, options.workspace)
+    threats = list(options.threats) or [ThreatModel.parse(facts.threats[0])]
+    return [prepare(name, replace(options, dataset=dataset, threats=threats)) for name in names]
+
+
+def _card_and_dataset(name: str, options: Options) -> tuple[ModelCard | None, str]:
+    """Return a model's card, None for models from elsewhere, and the data set that it is evaluated on."""
+    card = None if is_reference(name) else find_card(name, options.workspace)[1]
+    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
+    if dataset is None:
+        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
+    return card, dataset
+
+
+def loaded_model(job: Job, options: Options) -> Classifier:
+    """Return a job's model on the device."""
+    return (job.loaded or _load(job.identity.id, job.images, options)).model
 
 
 def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
@@ -204,12 +236,13 @@ def run(
     batch_size: int | None = None,
     shard_size: int | None = None,
     save_adversarials: bool = False,
+    attack_misclassified: bool = False,
     quiet: bool = False,
 ) -> list[EvalRecord]:
     """Answer a job's questions; torch is imported only if something is to be computed."""
-    known = [store.find(spec) for spec in job.specs]
-    if all(known) and not save_adversarials:
-        return [record for record in known if record is not None]
+    known = _known(job, store, save_adversarials=save_adversarials, attack_misclassified=attack_misclassified)
+    if known is not None:
+        return known
     import torch
 
     from robench.cli.progress import Bars, EvaluationBar
@@ -219,12 +252,12 @@ def run(
 
     device = resolve_device(options.device)
     store.check_writable()
-    loaded = job.loaded or _load(job.identity.id, job.images, options)
+    model = loaded_model(job, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)
     preflight(
-        loaded.model,
+        model,
         images,
         labels,
         card_accuracy=job.card.clean_accuracy if job.card else None,
@@ -236,13 +269,38 @@ def run(
         batch_size=batch_size,
         shard_size=shard_size,
         save_adversarials=save_adversarials,
+        attack_misclassified=attack_misclassified,
     )
     with Bars(quiet=quiet) as bars:
-        campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
+        campaign = Campaign(model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
         return campaign.answer(job.specs, job.ids)
 
 
+def _known(job: Job, store: Store, *, save_adversarials: bool, attack_misclassified: bool) -> list[EvalRecord] | None:
+    """Return the answers if there is nothing to compute: all are known or implied, and saved where they are to be."""
+    if save_adversarials:
+        from robench.evaluation.adversarials import AdversarialFiles
+
+        files = AdversarialFiles(store.root)
+        if not all(files.has(spec, "attacked" if attack_misclassified else "left") for spec in job.specs):
+            return None
+    found = [store.find(spec) or (None if save_adversarials else _derived(spec, job, store)) for spec in job.specs]
+    return [record for record in found if record is not None] if all(found) else None
+
+
+def _derived(spec: EvalSpec, job: Job, store: Store) -> EvalRecord | None:
+    """Return the answer that a known one at another epsilon implies (minimum-norm attacks)."""
+    from robench.evaluation.deriving import Occasion, derive
+
+    def occasion() -> Occasion:
+        return Occasion(command=command_line(), finished=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    return derive(spec, store, num_classes=len(job.images.classes), occasion=occasion)
+
+
 def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: bool) -> None:
+    from robench.evaluation.deriving import origin_of
+
     earlier = [stored.record for stored in store.records()]
     devices = {
         record.provenance.device
@@ -256,6 +314,8 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
         ]
         seconds = next((c.seconds for c in costs if c.seconds is not None), None)
         known, begun = store.find(spec) is not None, store.journal_size(planning.journal_key(spec))
+        origin = None if known else origin_of(spec, store)
+        free = known or origin is not None
         rows.append(
             {
                 "identity": spec.identity,
@@ -267,9 +327,9 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
                 "parameters": spec.attack.parameters,
                 "seed": spec.seed,
                 "precision": spec.precision,
-                "status": "known" if known else f"begun ({begun})" if begun else "new",
-                "gradient passes at most": 0 if known else costs[0].gradient_passes,
-                "seconds at most": 0.0 if known else seconds,
+                "status": _status(known, origin, begun),
+                "gradient passes at most": 0 if free else costs[0].gradient_passes,
+                "seconds at most": 0.0 if free else seconds,
             }
         )
     if json_output:
@@ -287,6 +347,12 @@ def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: 
     ]
     cells = [[_cell(row[c]) for c in shown] for row in rows]
     print_table(shown, cells, title="Plan (nothing was computed)")
+
+
+def _status(known: bool, origin: EvalRecord | None, begun: int) -> str:
+    if known or origin is not None:
+        return "known" if origin is None else f"follows from {origin.spec.identity}"
+    return f"begun ({begun})" if begun else "new"
 
 
 def _cell(value: Any) -> str:

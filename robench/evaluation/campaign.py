@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from robench.classifier import Classifier, keep_large_buffers
 from robench.datasets import ImageSet
 from robench.errors import EvaluationFailed
+from robench.evaluation.adversarials import AdversarialFiles, Misclassified
+from robench.evaluation.deriving import Occasion, derive
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
 from robench.evaluation.shards import ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
 from robench.planning import is_minimum_norm, journal_key
 from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
-from robench.store import Store, outcome_sha256, publish
+from robench.store import Rows, Store, outcome_sha256
 
 #: Finished shards are what an interruption leaves: small on a CPU, large enough on an accelerator to fill it.
 _SHARD_SIZE = {"cpu": 500, "cuda": 4000}
@@ -53,6 +52,8 @@ class Execution:
     """None finds one by trial."""
     shard_size: int | None = None
     save_adversarials: bool = False
+    attack_misclassified: bool = False
+    """Save for examples that are wrong without an attack, too, what the attack makes of them."""
     executor: Executor = in_this_process
 
 
@@ -64,6 +65,7 @@ class Campaign:
     ) -> None:
         """Take a model that passed the preflight, and the whole split."""
         self.model, self.images, self.store = model, images, store
+        self.files = AdversarialFiles(store.root)
         self.execution, self.progress = execution, progress
         self._workers: dict[str, Worker] = {}
 
@@ -83,20 +85,34 @@ class Campaign:
         return records
 
     def _answer(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord:
-        known = self.store.find(spec)
-        wanted = self.execution.save_adversarials and not self._adversarials_path(spec).exists()
+        saving = self.execution.save_adversarials
+        wanted = saving and not self.files.has(spec, self._misclassified)
+        known = self.store.find(spec) or (None if saving else self._derived(spec))
         if known is not None and not wanted:
             self.progress.end(known, self.store.record_path(spec), known=True)
             return known
         done = set(self.store.journal_read(journal_key(spec))["example_id"].tolist())
-        if self.execution.save_adversarials:
-            done &= set(self._kept_adversarials(spec)["example_ids"].tolist())
+        if saving:
+            done &= set(self.files.kept(spec, self._misclassified).tolist())
         rest = np.array([i for i in ids.tolist() if i not in done], dtype=np.int64)
         self.progress.begin(spec, done=len(done))
         errors = [result.error for result in self._run(spec, rest) if result.error]
         record, path = self._finish(spec, errors, known)
         self.progress.end(record, path, known=False)
         return record
+
+    @property
+    def _misclassified(self) -> Misclassified:
+        return "attacked" if self.execution.attack_misclassified else "left"
+
+    def _derived(self, spec: EvalSpec) -> EvalRecord | None:
+        """Return the answer that a known one at another epsilon implies."""
+
+        def occasion() -> Occasion:
+            made = self.execution.provenance()
+            return Occasion(command=made.command, finished=made.finished)
+
+        return derive(spec, self.store, num_classes=len(self.images.classes), occasion=occasion)
 
     def _run(self, spec: EvalSpec, ids: NDArray[np.int64]) -> Iterator[ShardResult]:
         """Answer what is missing; every finished shard is journalled before it is counted."""
@@ -108,12 +124,13 @@ class Campaign:
                 precision=spec.precision,
                 batch_size=self.execution.batch_size,
                 keep_adversarials=self.execution.save_adversarials,
+                attack_misclassified=self.execution.attack_misclassified,
             )
         size = self.execution.shard_size or _SHARD_SIZE[self.execution.device.type]
         for result in self.execution.executor(self._workers[spec.precision], split(spec, ids, size)):
             if result.error is None:
                 if result.adversarial_images is not None:
-                    self._keep_adversarials(spec, result)
+                    self.files.keep(spec, result.shard.ids, result.adversarial_images, self._misclassified)
                 self.store.journal_write(journal_key(spec), result.rows, cost=result.cost, notes=result.notes)
                 robust = int(np.sum(result.rows["robust"]))
                 self.progress.advance(spec, examples=len(result.shard.ids), robust=robust)
@@ -133,11 +150,11 @@ class Campaign:
             outcomes_sha256=outcome_sha256(rows),
             remarks=Remarks(minimum_norm=is_minimum_norm(spec), notes=self.store.journal_notes(journal_key(spec))),
         )
-        if known is not None and record.outcomes_sha256 != known.outcomes_sha256:
-            before, now = self.store.outcomes(known)["robust"], rows["robust"]
+        if known is not None and (differing := _differing(self.store.outcomes(known), rows)):
             raise EvaluationFailed(
                 f"record {spec.identity} has other outcomes than this machine gives "
-                f"({int((before != now).sum())} of {len(now)} examples differ), so its adversarials cannot be saved"
+                f"({differing} of {known.robust.n} examples differ), so its adversarials cannot be saved; ask with "
+                "another --seed"
             )
         if record.status == "failed" and (other := self.store.find(spec)):
             # Another process answered the same question meanwhile, and cleared the journal.
@@ -145,39 +162,13 @@ class Campaign:
         path = self.store.write(record, rows)
         if record.status == "complete":
             if self.execution.save_adversarials:
-                self._publish_adversarials(spec)
+                self.files.publish(spec, self._misclassified)
             self.store.journal_clear(journal_key(spec))
         return known or record, path
 
-    def _adversarials_path(self, spec: EvalSpec) -> Path:
-        return self.store.root / "adversarials" / f"{spec.identity}.safetensors"
 
-    def _kept_adversarials(self, spec: EvalSpec) -> dict[str, NDArray[Any]]:
-        """Return the adversarial images of the finished shards of an unfinished evaluation."""
-        parts: list[dict[str, NDArray[Any]]] = []
-        for path in self._unfinished_adversarials(spec):
-            with suppress(SafetensorError):  # cut short by a full disk: computed again
-                parts.append(load_file(path))
-        empty: dict[str, NDArray[Any]] = {
-            "example_ids": np.empty(0, np.int64),
-            "adversarial_images": np.empty(0, np.float32),
-        }
-        if not parts:
-            return empty
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in empty}
-        _, first = np.unique(joined["example_ids"], return_index=True)
-        return {name: values[first] for name, values in joined.items()}
-
-    def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
-        assert result.adversarial_images is not None
-        part = f"{journal_key(spec)}-{result.shard.ids[0]}-{len(result.shard.ids)}.safetensors"
-        path = self.store.root / ".work" / part
-        publish(path, save({"example_ids": result.shard.ids, "adversarial_images": result.adversarial_images}))
-
-    def _publish_adversarials(self, spec: EvalSpec) -> None:
-        publish(self._adversarials_path(spec), save(self._kept_adversarials(spec)))
-        for path in self._unfinished_adversarials(spec):
-            path.unlink(missing_ok=True)
-
-    def _unfinished_adversarials(self, spec: EvalSpec) -> list[Path]:
-        return sorted((self.store.root / ".work").glob(f"{journal_key(spec)}-*.safetensors"))
+def _differing(before: Rows, now: Rows) -> int:
+    """Return on how many examples two computations of one answer differ: in what fell, or in which examples."""
+    if not np.array_equal(before["example_id"], now["example_id"]):
+        return max(len(before["example_id"]), len(now["example_id"]))
+    return int(((before["broken"] != now["broken"]) | (before["robust"] != now["robust"])).sum())

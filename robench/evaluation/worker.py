@@ -74,6 +74,7 @@ class Worker:
         precision: Precision,
         batch_size: int | None = None,
         keep_adversarials: bool = False,
+        attack_misclassified: bool = False,
     ) -> None:
         """Place the model and, where it fits in memory, the split on the device.
 
@@ -84,6 +85,7 @@ class Worker:
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
             keep_adversarials: return the images with the outcomes.
+            attack_misclassified: attack examples that are wrong without an attack, too. Nothing but their images tells.
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -92,7 +94,7 @@ class Worker:
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
-        self.keep_adversarials = keep_adversarials
+        self.keep_adversarials, self.attack_misclassified = keep_adversarials, attack_misclassified
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
         self._clean: dict[int, tuple[int, int]] = {}
 
@@ -109,13 +111,13 @@ class Worker:
         started = time.perf_counter()
         ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
-        kept: list[NDArray[np.float32]] = []
+        kept: list[NDArray[Any]] = []
         try:
             for batch in self._batches(shard):
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
-                    kept.append(adversarial.float().cpu().numpy())
+                    kept.append(adversarial.cpu().numpy())
         except InvalidAnswer as problem:
             error = ShardError(
                 first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
@@ -197,9 +199,12 @@ class Worker:
             "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
             "broken_in_8_bit": self._broken_in_8_bit(spec, adversarial, labels, broken).cpu().numpy(),
             "wrong_decisions": np.zeros(len(ids), np.int64),
-            "broken_by": np.where(robust, "", np.array(ledger.broken_by, dtype=np.str_)),
+            "broken_by": np.where(broken.cpu().numpy(), np.array(ledger.broken_by, dtype=np.str_), ""),
             **_passes_of(ledger),
         }
+        if self.attack_misclassified and not right.all():
+            others = torch.from_numpy(~right).to(self.device).nonzero().squeeze(1)
+            adversarial[others] = self._attack(spec, batch, rows=others, ledger=Ledger.of(len(ids), self.device))[0]
         return rows, adversarial
 
     def _broken_in_8_bit(self, spec: EvalSpec, adversarial: Tensor, labels: Tensor, broken: Tensor) -> Tensor:

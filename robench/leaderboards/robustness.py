@@ -12,7 +12,7 @@ listed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,20 @@ from numpy.typing import NDArray
 
 from robench.catalog import LeaderboardEntry
 from robench.errors import UnsafeFile
-from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
+from robench.tables import Cell, Column, Grid, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
+
+_UNKNOWN = Cell(note="not every attack of the table was run")
+
+_READING = (
+    "Worst case counts an image only if the model is right after every attack of the table, decided image by image. "
+    "It is never above the strongest single attack: attacks fool different images, and an adversary may pick the best "
+    "one for each.",
+    "A model that was not put through all attacks of the table has no rank, because fewer attacks make an easier test.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +104,8 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
         ),
         ranked_by="worst_case",
         remarks=tuple(remark(s.record) for s in group if s.record.status == "failed"),
+        figures=(contributions([*ranked, *others], attacks, results),) if len(attacks) > 1 and contestants else (),
+        reading=_READING,
     )
 
 
@@ -110,15 +121,24 @@ def contestants_of(group: Iterable[StoredRecord], results: Results) -> list[Cont
         if not answers:
             continue
         model = records[0].record.spec.model
-        card = results.cards.get(model.id)
-        described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
-        notes = [described.card.scale] if described and described.card.scale else []
-        if ids.count(model.id) > 1 or (card and not described):
-            notes.append(f"weights {model.weights_sha256[:8]}")
+        described, note = described_by(model, results, namesakes=ids.count(model.id))
         failures = {attack_key(s.record.spec): s for s in records if s.record.status == "failed"}
         robust = intersection([s.record for s in answers.values()], results)
-        found.append(Contestant(answers, failures, described, model.id, "; ".join(notes) or None, robust))
+        found.append(Contestant(answers, failures, described, model.id, note, robust))
     return found
+
+
+def described_by(model: ModelIdentity, results: Results, *, namesakes: int) -> tuple[StoredCard | None, str | None]:
+    """Return the card that describes these weights, and what a reader must know beside the model's name.
+
+    `namesakes` is how many different models of the table have that name.
+    """
+    card = results.cards.get(model.id)
+    described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
+    notes = [described.card.scale] if described and described.card.scale else []
+    if namesakes > 1 or (card and not described):
+        notes.append(f"weights {model.weights_sha256[:8]}")
+    return described, "; ".join(notes) or None
 
 
 def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool_]:
@@ -133,6 +153,60 @@ def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool
             )
         stands &= own["robust"]
     return stands
+
+
+def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str], results: Results) -> Grid:
+    """Return which share of the images each attack breaks: in all, as the first one, and as the only one.
+
+    The first one is the cheapest that breaks the image: attacks stand in the order of their passes on this table.
+    """
+    order = sorted(attacks, key=lambda key: (_passes(key, contestants), natural(attacks[key])))
+    rows, cells = [], []
+    for contestant in contestants:
+        own = [key for key in order if key in contestant.answers]
+        broken = [fallen(contestant.answers[key].record, results) for key in own]
+        first, times = first_breaker(broken), np.sum(broken, axis=0)
+        for position, key in enumerate(own):
+            rows.append((contestant.name, attacks[key]))
+            alone = share_cell(broken[position] & (times == 1)) if len(own) == len(order) else _UNKNOWN
+            cells.append((share_cell(broken[position]), share_cell(first == position), alone))
+    return Grid(
+        name="contributions",
+        title="Which attack breaks what",
+        caption=(
+            "Share of all images that an attack breaks; that it is the first to break, the cheapest attack being tried "
+            "first; and that no other attack of the table breaks"
+        ),
+        corner=("Model", "Attack"),
+        rows=tuple(rows),
+        columns=("breaks", "first", "alone"),
+        cells=tuple(cells),
+    )
+
+
+def fallen(record: EvalRecord, results: Results) -> NDArray[np.bool_]:
+    """Return which examples `(N,)` were right without the attack and fell to it."""
+    rows = results.outcomes(record)
+    found: NDArray[np.bool_] = rows["attacked"] & ~rows["robust"]
+    return found
+
+
+def first_breaker(broken: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Return for each example `(N,)` the position of the first attack that breaks it, -1 where none does."""
+    table = np.stack(broken)
+    return np.where(table.any(0), table.argmax(0), -1)
+
+
+def share_cell(hits: NDArray[np.bool_], *, note: str | None = None) -> Cell:
+    """Return the cell of a share of examples."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Cell(value=float(hits.mean()), low=low, high=high, n=len(hits), note=note)
+
+
+def _passes(key: str, contestants: Iterable[Contestant]) -> float:
+    """Return what an attack took per model that has been through it."""
+    costs = [c.answers[key].record.cost for c in contestants if key in c.answers]
+    return sum(cost.forward_passes + cost.backward_passes for cost in costs) / max(1, len(costs))
 
 
 def attack_key(spec: EvalSpec) -> str:
@@ -210,7 +284,6 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
     first = next(iter(own.values()))
     strongest = min(own, key=lambda key: own[key].record.robust.successes)
     n, card = len(contestant.robust), contestant.card.card if contestant.card else None
-    low, high = wilson(int(contestant.robust.sum()), n)
     costs = [stored.record.cost for stored in own.values()]
     top5 = first.record.clean_top5
     return (
@@ -218,11 +291,8 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=contestant.name, model=contestant.name if card else None, note=contestant.note),
         Cell(value=first.record.spec.model.architecture.name),
         Cell(value=trained_against(card)),
-        Cell(
-            value=contestant.worst_case,
-            low=low,
-            high=high,
-            n=n,
+        share_cell(
+            contestant.robust,
             note=f"over {len(own)} of {len(attacks)} attacks" if missing else None,
         ),
         proportion_cell(
