@@ -69,8 +69,14 @@ class AttackEntry:
     minimum_norm: bool = False
     """It looks for the nearest adversarial example at any distance and does not use the threat's epsilon: what it
     returns may lie outside the ball, and where it finds nothing it returns the image itself."""
+    budget: Literal["ball", "none"] = "ball"
+    """`none`: its noise has epsilon as a scale and no bound. Nothing says that the answer lies in the ball of a norm,
+    so it is judged wherever it lies, and stands apart from the threat model's worst case. A parameter `clip` of such an
+    attack says whether its images stay in [0, 1]."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Further catalog names: parameters fixed under a name (`pgd-20`)."""
+    preset_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """`norms` of the presets whose numbers make sense for some of them only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +312,21 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
         raise PluginError(path, f"has an ENTRY without name= or {rules.reference}=")
     parameters, supplied = _parameters(tree, code, path)
     names = {facts["name"]: {}, **facts.get("presets", {})}
+    norms = facts.pop("preset_norms", {})
+    if unknown := [name for name in norms if name not in names]:
+        raise PluginError(path, f"gives norms to {unknown[0]!r}, which is none of its presets")
     found = [
-        Plugin(kind, name, facts["name"], path, facts, parameters, preset, supplied) for name, preset in names.items()
+        Plugin(
+            kind,
+            name,
+            facts["name"],
+            path,
+            {**facts, "norms": norms[name]} if name in norms else facts,
+            parameters,
+            preset,
+            supplied,
+        )
+        for name, preset in names.items()
     ]
     for plugin in found:
         # A preset with a misspelt or mistyped parameter is refused here, not when somebody runs it.

@@ -14,12 +14,12 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from robench.cpu_layers import cheapen
 from robench.random_streams import RandomStream
 from robench.records import Normalization, Precision
 
@@ -150,27 +150,38 @@ def search_copy(model: Classifier, *, precision: Precision, device: torch.device
     the result says why not. TF32 is a setting of the process, not of a model: search inside `tensor_float32`.
     """
     plain = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-    network, unfolded = _folded_where_equal(plain)
+    images = random_images(model.input_shape, count=4).to(plain.device)
+    network, unfolded = _folded_where_equal(plain, images)
     if torch.device(device).type == "cpu" and precision != "bf16":
-        cheapen_image_gradients(network)
+        network = _cheapened_where_equal(network, images, single_precision=precision != "fp64")
     return SearchModel(network, precision=precision, unfolded=unfolded).eval()
 
 
-def _folded_where_equal(plain: Classifier) -> tuple[nn.Module, str | None]:
+def _cheapened_where_equal(network: nn.Module, images: Tensor, *, single_precision: bool) -> nn.Module:
+    """Return `network` with layers in the forms that are cheap on a CPU, or as it is where they change its answers."""
+    cheap = copy.deepcopy(network)
+    cheapen(cheap, single_precision=single_precision)
+    return cheap if _gap(cheap, network, images) <= LOGIT_TOLERANCE else network
+
+
+def _folded_where_equal(plain: Classifier, images: Tensor) -> tuple[nn.Module, str | None]:
     if not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in plain.modules()):
         return plain, None
-    images = random_images(plain.input_shape, count=4).to(plain.device)
     try:
         folded = fold_batch_norms(plain)
-        with torch.no_grad(), tensor_float32(allowed=False):
-            expected, found = plain(images), folded(images)
+        gap = _gap(folded, plain, images)
     except Exception as error:  # noqa: BLE001 - tracing runs user code with stand-ins: any failure means "do not fold"
         return (
             plain,
             f"tracing failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         )
-    gap = logit_gap(found, expected)
     return (folded, None) if gap <= LOGIT_TOLERANCE else (plain, f"folded logits differ by {gap:.1e} of the largest")
+
+
+@torch.no_grad()
+def _gap(changed: nn.Module, plain: nn.Module, images: Tensor) -> float:
+    with tensor_float32(allowed=False):
+        return logit_gap(changed(images), plain(images))
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
@@ -204,51 +215,6 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     traced.recompile()
     # Fused weights are new parameters, which would collect gradients.
     return traced.eval().requires_grad_(False)
-
-
-def cheapen_image_gradients(network: nn.Module) -> None:
-    """Replace, in place, the convolutions of so few input channels that their gradient has a cheaper form.
-
-    On a CPU the library's kernel for the gradient of a convolution's input is laid out for many input
-    channels; for the one or three of an image it is as slow as for sixteen. That was a quarter of a LeNet-5's
-    whole pass. The textbook form (Chellapilla, Puri, Simard, IWFHR 2006) is used where its matrix of columns
-    is no larger than the gradient that comes in.
-    """
-    for name, layer in list(network.named_modules()):
-        # Exact type: parametrised or user-made subclasses may compute something else.
-        if type(layer) is not nn.Conv2d or layer.groups != 1 or layer.padding_mode != "zeros":
-            continue
-        if isinstance(layer.padding, str) or layer.weight[0].numel() > layer.out_channels:
-            continue
-        network.set_submodule(name, _ImageConvolution(layer))
-
-
-class _ImageConvolution(nn.Module):
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = _ColumnsGradient.apply(images, self.convolution)
-        return features
-
-
-class _ColumnsGradient(torch.autograd.Function):
-    """A convolution; backwards one matrix product gives all columns, which are summed where they overlap."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, convolution: nn.Conv2d) -> Tensor:
-        ctx.size, ctx.convolution = images.shape[2:], convolution
-        features: Tensor = convolution(images)
-        return features
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        layer: nn.Conv2d = ctx.convolution
-        assert not isinstance(layer.padding, str)
-        columns = layer.weight.flatten(1).T @ gradient.flatten(2)
-        images = nn.functional.fold(columns, ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return images, None
 
 
 def random_images(shape: tuple[int, int, int], *, count: int) -> Tensor:

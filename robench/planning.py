@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from robench import catalog
 from robench.errors import UserError
 from robench.records import (
+    PLAIN,
     AttackIdentity,
+    Decision,
     EvalRecord,
     EvalSpec,
     Examples,
@@ -51,6 +53,7 @@ class Request:
     """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
     seed: int = 0
     precision: Precision = "fp32"
+    decision: Decision = PLAIN
     suite: Suite | None = None
     """What runs before the attacks: under each threat model those of its norm."""
 
@@ -93,9 +96,11 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     return plugin, plugin.settings(overrides)
 
 
-def identify_attack(text: str, threat: ThreatModel) -> AttackIdentity:
-    """Return the attack with everything that can change its answer; refuse a norm that it has no form for."""
+def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) -> AttackIdentity:
+    """Return the attack with everything that can change its answer; refuse what it has no form for."""
     plugin, parameters = attack_settings(text)
+    if decision.top_k > 1 and "criterion" not in plugin.supplied:
+        raise UserError(f"attack {plugin.name} has no form for top-{decision.top_k}, only for top-1")
     if threat.norm not in plugin.facts["norms"]:
         raise UserError(
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
@@ -114,7 +119,8 @@ def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
     files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    files += [PACKAGE / f"{name}.py" for name in ("losses", "lp_geometry", "random_streams", "classifier", "target")]
+    ground = "losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting"
+    files += [PACKAGE / f"{name}.py" for name in ground]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]
@@ -158,9 +164,10 @@ def plan(request: Request) -> list[EvalSpec]:
                 model=request.model,
                 examples=request.examples,
                 threat=threat,
-                attack=identify_attack(text, threat),
+                attack=identify_attack(text, threat, request.decision),
                 seed=request.seed,
                 precision=request.precision,
+                decision=request.decision,
             )
             specs[spec.identity] = spec
     return list(specs.values())

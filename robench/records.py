@@ -135,6 +135,10 @@ class Decision(Value):
         return self.votes == 1 and self.sigma == 0 and self.repeats == 1
 
 
+#: One pass, the largest logit.
+PLAIN = Decision()
+
+
 class EvalSpec(Value):
     """One question. Everything that can change the number is in here, and nothing else."""
 
@@ -147,7 +151,7 @@ class EvalSpec(Value):
     seed: int
     precision: Precision
     """Of the search; success is always judged by the plain model in fp32 (in fp64 where the search is fp64)."""
-    decision: Decision = Decision()
+    decision: Decision = PLAIN
     until: PositiveFloat | None = None
     """Examples are drawn in random order until the confidence sequence of the robust accuracy is no wider than this;
     None: all examples."""

@@ -22,7 +22,7 @@ from robench.cli.options import (
     resolve_device,
 )
 from robench.errors import UserError
-from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
+from robench.records import PLAIN, Decision, EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
@@ -69,6 +69,16 @@ def evaluate(
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
     seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Right where the label is among so many.")] = 1,
+    votes: Annotated[
+        int, typer.Option(min=1, help="Forward passes that vote for one prediction: for models that are random.")
+    ] = 1,
+    sigma: Annotated[
+        float, typer.Option(min=0, help="Noise (standard deviation) that is added before each vote: smoothed models.")
+    ] = 0.0,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=62, help="Decisions on each adversarial image: the model's own randomness.")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; compute nothing.")] = False,
     save_adversarials: Annotated[
         bool, typer.Option("--save-adversarials", help="Keep the adversarial images (reports/adversarials/).")
@@ -113,6 +123,7 @@ def evaluate(
         precision=cast(Precision, precision),
         device=device,
         suite=chosen,
+        decision=Decision(top_k=top_k, votes=votes, sigma=sigma, repeats=repeats),
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
@@ -148,6 +159,7 @@ class Options:
     seed: int
     precision: Precision
     device: str
+    decision: Decision = PLAIN
     suite: planning.Suite | None = None
 
 
@@ -181,7 +193,14 @@ def prepare(name: str, options: Options) -> Job:
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(
-        identity, chosen, threats, options.attacks, options.seed, options.precision, options.suite
+        identity,
+        chosen,
+        threats,
+        options.attacks,
+        options.seed,
+        options.precision,
+        options.decision,
+        options.suite,
     )
     return Job(identity, card, images, ids, planning.plan(request), loaded)
 

@@ -131,7 +131,8 @@ def _classify(
     known = [record for record in map(store.find_transfer, specs) if record is not None]
     if len(known) == len(specs):
         return known
-    from robench.evaluation.transfer import Bench, fill_matrix
+    from robench.evaluation.second_look import Bench
+    from robench.evaluation.transfer import fill_matrix
     from robench.provenance import provenance
 
     device = resolve_device(options.device)

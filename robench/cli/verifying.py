@@ -108,8 +108,8 @@ def _look_again(
             f"record {spec.identity} is of weights {spec.model.weights_sha256[:8]}, {loaded.identity.id} has "
             f"{loaded.identity.weights_sha256[:8]} now; name the former model with --model"
         )
-    judge = second_look.Judge(loaded.model, device=device, double=spec.precision == "fp64")
-    return second_look.verify(saved, record, store.outcomes(record), images=images, judge=judge)
+    bench = second_look.Bench(lambda _: loaded.model, device)
+    return second_look.verify(saved, record, store.outcomes(record), images=images, bench=bench)
 
 
 def _verdict(agreement: Agreement) -> str:

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robench.records import Cost, EvalSpec, ShardError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Rows = Mapping[str, NDArray[Any]]
+
+
+class Batch(NamedTuple):
+    """Some examples on the device."""
+
+    ids: NDArray[np.int64]
+    images: Tensor
+    """(N, C, H, W) in [0, 1]."""
+    labels: Tensor
+    """(N,) int64."""
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return some neighbours of these examples."""
+        return Batch(self.ids[start:stop], self.images[start:stop], self.labels[start:stop])
+
+
+class InvalidAnswer(Exception):
+    """An attack that crashed or whose answer breaks the threat model."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        """Keep the kind of a ShardError and its text."""
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)

@@ -10,41 +10,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from robench.classifier import Classifier
 from robench.datasets import ImageSet
+from robench.errors import EvaluationFailed
 from robench.evaluation.adversarials import AdversarialFiles, SavedAdversarials
+from robench.evaluation.judging import Answer, Judge
 from robench.evaluation.merging import share, sort_rows
-from robench.evaluation.second_look import Judge, Shown, verify
-from robench.evaluation.verification import inside_ball
+from robench.evaluation.second_look import Bench, random_of, verify
+from robench.evaluation.shards import Batch, InvalidAnswer
+from robench.evaluation.verification import rules_of
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
-from robench.records import Cost, EvalRecord, ModelIdentity, Precision, Provenance, TransferRecord, TransferSpec
+from robench.records import (
+    Cost,
+    Decision,
+    EvalRecord,
+    EvalSpec,
+    ModelIdentity,
+    Provenance,
+    TransferRecord,
+    TransferSpec,
+)
 from robench.store import Rows, Store, outcome_sha256
-
-
-@dataclass
-class Bench:
-    """The judges, one in memory at a time: a matrix of large models needs no more room than one of them."""
-
-    load: Callable[[ModelIdentity], Classifier]
-    """Returns the model of an identity."""
-    device: torch.device
-    _held: tuple[ModelIdentity, Precision, Judge] | None = field(default=None, init=False)
-
-    def judge(self, model: ModelIdentity, precision: Precision) -> Judge:
-        """Return the model as it judges a search of this precision."""
-        if self._held is None or self._held[:2] != (model, precision):
-            self._held = None
-            judge = Judge(self.load(model), device=self.device, double=precision == "fp64")
-            self._held = (model, precision, judge)
-        return self._held[2]
 
 
 def fill_matrix(
@@ -75,14 +68,12 @@ def fill_matrix(
     for source in sources:
         if source.spec.identity in needed:
             saved, rows = files.open(source), store.outcomes(source)
-            judge = bench.judge(source.spec.model, source.spec.precision)
-            verify(saved, source, rows, images=images, judge=judge)
+            verify(saved, source, rows, images=images, bench=bench)
             believed[source.spec.identity] = saved, rows
     for spec in wanted:
         if spec.identity in missing:
             saved, source_rows = believed[spec.source.identity]
-            target = bench.judge(spec.target, spec.source.precision)
-            record, rows = transfer(spec, saved, source_rows, images=images, target=target, provenance=provenance())
+            record, rows = transfer(spec, saved, source_rows, images=images, bench=bench, provenance=provenance())
             store.write_transfer(record, rows)
         found = store.find_transfer(spec)
         assert found is not None, "it was known, or was just written"
@@ -95,7 +86,7 @@ def transfer(
     source_rows: Rows,
     *,
     images: ImageSet,
-    target: Judge,
+    bench: Bench,
     provenance: Provenance,
 ) -> tuple[TransferRecord, dict[str, NDArray[Any]]]:
     """Show a source's adversarial images to a target; return the record and its rows.
@@ -105,15 +96,20 @@ def transfer(
         saved: the source's images, verified; those of misclassified examples attacked, too.
         source_rows: the rows of the source's record.
         images: the split that the examples are of.
-        target: the model of `spec.target`, in the precision that judged the source.
+        bench: where the target comes from; it decides as the source did, votes and precision included.
         provenance: of this look.
 
-    Raises ValueError for images that leave misclassified examples alone.
+    Raises ValueError for images that leave misclassified examples alone, EvaluationFailed for a target that gives NaN.
     """
     if saved.misclassified != "attacked":
         raise ValueError(f"{saved.path} leaves examples alone that the source misclassifies")
     started = time.perf_counter()
-    rows = sort_rows([_classified(spec, shown, target) for shown in target.shown(saved, images)])
+    target = bench.judge(spec.target, spec.source.precision)
+    shown = bench.shown(saved, images, spec.source.precision)
+    try:
+        rows = sort_rows([_classified(spec.source, *some, target) for some in shown])
+    except InvalidAnswer as problem:
+        raise EvaluationFailed(f"{spec.target.id} on images of {spec.source.model.id}: {problem}") from None
     passes = int(rows["forward_passes"].sum())
     fell = source_rows["attacked"] & ~source_rows["robust"] & rows["attacked"]
     record = TransferRecord(
@@ -128,38 +124,42 @@ def transfer(
     return record, rows
 
 
-def _classified(spec: TransferSpec, shown: Shown, target: Judge) -> dict[str, NDArray[Any]]:
+def _classified(source: EvalSpec, batch: Batch, adversarial: Tensor, target: Judge) -> dict[str, NDArray[Any]]:
     """Return the rows of some examples: the target's answers to the clean and to the adversarial images."""
-    criterion, threat = Criterion(spec.source.decision.top_k), spec.source.threat
-    ids, labels, clean, adversarial = shown
-    before, after = target.logits(clean), target.logits(adversarial)
-    right, broken = ~criterion.broken(before, labels), criterion.broken(after, labels)
-    broken_in_8_bit = broken.clone()
-    if broken.any():
-        rounded = (adversarial[broken] * 255).round() / 255
-        broken_in_8_bit[broken] = criterion.broken(target.logits(rounded), labels[broken])
-    difference = adversarial.double() - clean.double()
-    length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
-    size = distance(clean.double(), "L2")
+    ids, images, labels = batch
+    random = random_of(source, batch)
+    clean_prediction, clean_rank = target.of_clean(source, batch, random)
+    right = torch.from_numpy(clean_rank < source.decision.top_k).to(labels.device)
+    scores = target.scores(source.decision, adversarial, random.at("judge"))
+    broken = Criterion(source.decision.top_k).broken(scores, labels)
+    answer, attacked = Answer(adversarial, labels, broken), right.nonzero().squeeze(1)
+    difference = adversarial.double() - images.double()
+    size = distance(images.double(), "L2")
     found = {
         "label": labels,
-        "clean_prediction": before.argmax(1),
-        "clean_rank": rank_of(before, labels),
-        "adversarial_prediction": after.argmax(1),
-        "adversarial_rank": rank_of(after, labels),
+        "adversarial_prediction": scores.argmax(1),
+        "adversarial_rank": rank_of(scores, labels),
         "attacked": right,
         "broken": broken,
-        "robust": right & ~(broken & inside_ball(length[threat.norm], threat)),
-        "linf": length["Linf"],
-        "l2": length["L2"],
-        "relative_l2": length["L2"] / torch.where(size > 0, size, 1.0),
-        "broken_in_8_bit": broken_in_8_bit,
-        "forward_passes": 2 + broken.int(),
+        "robust": right & ~(broken & rules_of(source).counts(difference)),
+        "linf": distance(difference, "Linf"),
+        "l2": distance(difference, "L2"),
+        "relative_l2": distance(difference, "L2") / torch.where(size > 0, size, 1.0),
+        "broken_in_8_bit": target.broken_in_8_bit(source, answer, random),
+        "wrong_decisions": target.wrong_decisions(source, answer, attacked, random),
+        "forward_passes": _passes(source.decision, right, broken),
         "backward_passes": torch.zeros_like(labels),
     }
     return {
         "example_id": ids,
+        "clean_prediction": clean_prediction,
+        "clean_rank": clean_rank,
         **{name: values.cpu().numpy() for name, values in found.items()},
-        "wrong_decisions": np.zeros(len(ids), np.int64),
         "broken_by": np.full(len(ids), ""),
     }
+
+
+def _passes(decision: Decision, attacked: Tensor, broken: Tensor) -> Tensor:
+    """Return the passes of each example `(N,)`: the clean image, the adversarial one, its rounding, and repeats."""
+    repeats = decision.repeats if decision.repeats > 1 else 0
+    return decision.votes * (2 + broken.int() + repeats * attacked.int())

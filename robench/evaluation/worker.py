@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from robench import catalog
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
-from robench.errors import PreflightFailed, RobenchError
-from robench.evaluation.shards import Shard, ShardResult
-from robench.evaluation.verification import find_violation, inside_ball
+from robench.errors import RobenchError
+from robench.evaluation.judging import Answer, Judge
+from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
+from robench.evaluation.verification import rules_of
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
 from robench.random_streams import RandomStream
@@ -37,29 +38,6 @@ _CPU_ACTIVATIONS = 2**26
 
 #: Where the search copy and the judge may disagree is looked for in such a share of the batch at a time.
 _NARROWEST_SHARE = 8
-
-
-class Batch(NamedTuple):
-    """Some examples on the device."""
-
-    ids: NDArray[np.int64]
-    images: Tensor
-    """(N, C, H, W) in [0, 1]."""
-    labels: Tensor
-    """(N,) int64."""
-
-    def part(self, start: int, stop: int) -> Batch:
-        """Return some neighbours of these examples."""
-        return Batch(self.ids[start:stop], self.images[start:stop], self.labels[start:stop])
-
-
-class InvalidAnswer(Exception):
-    """An attack that crashed or whose answer breaks the threat model."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        """Keep the kind of a ShardError and its text."""
-        super().__init__(message)
-        self.kind = kind
 
 
 class Worker:
@@ -89,14 +67,14 @@ class Worker:
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.judge = copy.deepcopy(model).to(device=device, dtype=self.dtype).eval()
+        plain = copy.deepcopy(model).to(device=device, dtype=self.dtype)
+        self.judge = Judge(plain, num_classes=len(images.classes))
         self.search = search_copy(model, precision=precision, device=device)
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
         self.keep_adversarials, self.attack_misclassified = keep_adversarials, attack_misclassified
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
-        self._clean: dict[int, tuple[int, int]] = {}
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return `(N, C, H, W)` images in [0, 1] and `(N,)` labels of these positions, on the device."""
@@ -168,22 +146,24 @@ class Worker:
 
     def _answer(self, spec: EvalSpec, batch: Batch, ledger: Ledger) -> tuple[dict[str, NDArray[Any]], Tensor]:
         ids, images, labels = batch
-        clean_prediction, clean_rank = self._clean_answers(batch)
+        random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device))
+        clean_prediction, clean_rank = self.judge.of_clean(spec, batch, random)
         right = clean_rank < spec.decision.top_k
         attacked = torch.from_numpy(right).to(self.device).nonzero().squeeze(1)
         adversarial = images.clone()
         prediction = torch.from_numpy(clean_prediction.copy()).to(self.device)  # which is written to below
         rank = torch.from_numpy(clean_rank.copy()).to(self.device)
         if len(attacked):
-            found, logits = self._attack(spec, batch, rows=attacked, ledger=ledger)
-            adversarial[attacked], prediction[attacked] = found, logits.argmax(1)
-            rank[attacked] = rank_of(logits, labels[attacked])
+            found, scores = self._attack(spec, batch, rows=attacked, ledger=ledger, random=random)
+            adversarial[attacked], prediction[attacked] = found, scores.argmax(1)
+            rank[attacked] = rank_of(scores, labels[attacked])
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        fallen = broken & inside_ball(length[spec.threat.norm], spec.threat)
+        fallen = broken & rules_of(spec).counts(difference)
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
+        answer = Answer(adversarial, labels, broken)
         rows: dict[str, NDArray[Any]] = {
             "example_id": ids,
             "label": labels.cpu().numpy(),
@@ -197,32 +177,25 @@ class Worker:
             "linf": length["Linf"].cpu().numpy(),
             "l2": length["L2"].cpu().numpy(),
             "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
-            "broken_in_8_bit": self._broken_in_8_bit(spec, adversarial, labels, broken).cpu().numpy(),
-            "wrong_decisions": np.zeros(len(ids), np.int64),
+            "broken_in_8_bit": self.judge.broken_in_8_bit(spec, answer, random).cpu().numpy(),
+            "wrong_decisions": self.judge.wrong_decisions(spec, answer, attacked, random).cpu().numpy(),
             "broken_by": np.where(broken.cpu().numpy(), np.array(ledger.broken_by, dtype=np.str_), ""),
             **_passes_of(ledger),
         }
         if self.attack_misclassified and not right.all():
             others = torch.from_numpy(~right).to(self.device).nonzero().squeeze(1)
-            adversarial[others] = self._attack(spec, batch, rows=others, ledger=Ledger.of(len(ids), self.device))[0]
+            uncounted = Ledger.of(len(ids), self.device)
+            adversarial[others] = self._attack(spec, batch, rows=others, ledger=uncounted, random=random)[0]
         return rows, adversarial
 
-    def _broken_in_8_bit(self, spec: EvalSpec, adversarial: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
-        """Return which broken examples `(N,)` stay broken as a file of 256 levels would hold them."""
-        rows = broken.nonzero().squeeze(1)
-        survives = torch.zeros_like(broken)
-        if len(rows):
-            rounded = (adversarial[rows] * 255).round() / 255
-            survives[rows] = Criterion(spec.decision.top_k).broken(self._judged(rounded), labels[rows])
-        return survives
-
-    def _attack(self, spec: EvalSpec, batch: Batch, *, rows: Tensor, ledger: Ledger) -> tuple[Tensor, Tensor]:
-        """Return adversarial images for `rows`, valid ones, and the judge's logits of them."""
-        ids, images, labels = batch
+    def _attack(
+        self, spec: EvalSpec, batch: Batch, *, rows: Tensor, ledger: Ledger, random: RandomStream
+    ) -> tuple[Tensor, Tensor]:
+        """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
+        _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, minimum_norm = plugin.load().attack, plugin.facts.get("minimum_norm", False)
-        random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.device)).at(spec.attack.entry)
-        criterion = Criterion(spec.decision.top_k)
+        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
+        rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
         supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
@@ -234,7 +207,7 @@ class Worker:
                         clean,
                         labels[some],
                         threat=spec.threat,
-                        random=random[some],
+                        random=draws[some],
                         **supplied,
                         **spec.attack.parameters,
                     )
@@ -244,21 +217,23 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, None if minimum_norm else spec.threat):
+            if violation := rules.violation(found, clean):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial
 
         adversarial = search(self.search, rows)
-        logits = self._judged_finite(adversarial)
+        scores = self.judge.scores(spec.decision, adversarial, random[rows].at("judge"))
+        if not spec.decision.plain:
+            return adversarial, scores
         # Where the searched copy (folded, perhaps in low precision) believes it fell and the judge does not, the search
         # may have stopped too early: those few are searched again on the judge itself.
-        again = self._disputed(adversarial, labels[rows], logits, criterion, ledger=ledger)
+        again = self._disputed(adversarial, labels[rows], scores, criterion, ledger=ledger)
         if len(again):
-            with frozen(self.judge):
-                adversarial[again] = search(self.judge, rows[again])
-            logits[again] = self._judged_finite(adversarial[again])
-        return adversarial, logits
+            with frozen(self.judge.model):
+                adversarial[again] = search(self.judge.model, rows[again])
+            scores[again] = self.judge.scores(spec.decision, adversarial[again], random[rows[again]].at("judge"))
+        return adversarial, scores
 
     @torch.no_grad()
     def _disputed(
@@ -280,34 +255,6 @@ class Worker:
             if len(disputed[-1]) == 0:
                 break
         return torch.cat(disputed)
-
-    @torch.no_grad()
-    def _judged(self, images: Tensor) -> Tensor:
-        """Return the plain model's logits, without TF32 whatever the process allows."""
-        with tensor_float32(allowed=False):
-            logits: Tensor = self.judge(images)
-        return logits
-
-    def _judged_finite(self, adversarial: Tensor) -> Tensor:
-        """Return the judge's logits; a NaN would be some class to argmax, and robust where it is the label's."""
-        logits = self._judged(adversarial)
-        if not bool(torch.isfinite(logits).all()):
-            raise InvalidAnswer("not-a-number", "the model returns NaN or infinity for an adversarial image")
-        return logits
-
-    def _clean_answers(self, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return prediction and rank of the label; each image is classified once for all questions."""
-        ids, images, labels = batch
-        if not all(int(i) in self._clean for i in ids):
-            logits = self._judged(images)
-            if not bool(torch.isfinite(logits).all()):
-                row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
-                raise PreflightFailed(f"the model returns NaN or infinity for the clean example {int(ids[row])}")
-            prediction, rank = logits.argmax(1), rank_of(logits, labels)
-            answers = zip(prediction.tolist(), rank.tolist(), strict=True)
-            self._clean |= dict(zip(ids.tolist(), answers, strict=True))
-        answers_of = np.array([self._clean[int(i)] for i in ids], dtype=np.int64)
-        return answers_of[:, 0], answers_of[:, 1]
 
     def _largest_batch_size(self, ids: NDArray[np.int64]) -> int:
         """Return how many images' activations fit in the CPU's share of memory; one image is run to know."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,20 +212,24 @@ def _passes(key: str, contestants: Iterable[Contestant]) -> float:
 
 def attack_key(spec: EvalSpec) -> str:
     """Return what makes two searches the same column: all that can change the answer."""
-    return canonical_hash([spec.attack.model_dump(mode="json"), spec.seed, spec.precision])
+    return canonical_hash(_search(spec))
+
+
+def _search(spec: EvalSpec) -> dict[str, Any]:
+    """Return the facts of a search by name; the attack's own name comes first."""
+    return {
+        **spec.attack.model_dump(mode="json", exclude={"parameters"}),
+        **spec.attack.parameters,
+        "seed": spec.seed,
+        "precision": spec.precision,
+        **{f"decision {name}": value for name, value in spec.decision.model_dump(mode="json").items()},
+        "until": spec.until,
+    }
 
 
 def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     """Return each attack's title by its key, in order of title; those that share a name say what differs."""
-    facts = {
-        attack_key(spec): {
-            **spec.attack.model_dump(mode="json", exclude={"parameters"}),
-            **spec.attack.parameters,
-            "seed": spec.seed,
-            "precision": spec.precision,
-        }
-        for spec in specs
-    }
+    facts = {attack_key(spec): _search(spec) for spec in specs}
     titles = {}
     for key, own in facts.items():
         namesakes = [other for other in facts.values() if other["name"] == own["name"]]

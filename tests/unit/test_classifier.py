@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import ctypes
 from ctypes import c_size_t, c_void_p
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from robench import classifier as module
 from robench.classifier import (
     LOGIT_TOLERANCE,
     Classifier,
-    cheapen_image_gradients,
     fold_batch_norms,
     frozen,
     keep_large_buffers,
@@ -229,51 +227,3 @@ def test_kept_buffers_are_not_mapped_apart() -> None:
     mapped = c_size_t.from_address(address - ctypes.sizeof(c_size_t)).value & 2
     libc.free(address)
     assert not mapped
-
-
-def convolution(*arguments: Any, **options: Any) -> nn.Conv2d:
-    layer = nn.Conv2d(*arguments, **options).double().requires_grad_(False)
-    with torch.no_grad():
-        for position, parameter in enumerate(layer.parameters()):
-            parameter.copy_(numbers(*parameter.shape, seed=position))
-    return layer
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        convolution(1, 32, 5, padding=2),
-        convolution(3, 48, 3, stride=2, padding=(1, 0), bias=False),
-        convolution(2, 40, (3, 2), dilation=2, stride=(1, 3)),
-    ],
-)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_cheap_image_gradients_are_the_same_gradients(layer: nn.Conv2d, memory_format: torch.memory_format) -> None:
-    network = nn.Sequential(copy.deepcopy(layer), nn.Tanh())
-    plain = nn.Sequential(copy.deepcopy(layer), nn.Tanh())
-    cheapen_image_gradients(network.to(memory_format=memory_format))
-    assert type(network[0]) is not nn.Conv2d
-    images = numbers(3, layer.in_channels, 11, 10).contiguous(memory_format=memory_format).requires_grad_()
-    assert torch.allclose(network(images), plain(images), rtol=1e-12)
-    (found,) = torch.autograd.grad(network(images).pow(3).sum(), images, create_graph=True)
-    (expected,) = torch.autograd.grad(plain(images).pow(3).sum(), images, create_graph=True)
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
-    (found,) = torch.autograd.grad(found.pow(2).sum(), images)
-    (expected,) = torch.autograd.grad(expected.pow(2).sum(), images)
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
-    assert network(images[:0]).shape[0] == 0
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        convolution(16, 64, 3),  # the columns would be larger than the gradient
-        convolution(4, 64, 3, groups=2),
-        convolution(1, 32, 3, padding=1, padding_mode="circular"),
-        convolution(1, 32, 3, padding="same"),
-    ],
-)
-def test_other_convolutions_stay_as_they_are(layer: nn.Conv2d) -> None:
-    network = nn.Sequential(layer)
-    cheapen_image_gradients(network)
-    assert network[0] is layer
