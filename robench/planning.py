@@ -111,7 +111,8 @@ def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) 
 
 def is_minimum_norm(spec: EvalSpec) -> bool:
     """Tell whether the attack looks for the nearest adversarial example, whatever epsilon is."""
-    return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False))
+    content = spec.attack.parameters.get("stop_within_epsilon", False)
+    return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False)) and not content
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robench import catalog
 from robench.lp_geometry import distance
+from robench.planning import is_minimum_norm
 from robench.records import EvalSpec
 from robench.threat_model import ThreatModel
 
@@ -82,8 +83,7 @@ class Rules(NamedTuple):
 
 def rules_of(spec: EvalSpec) -> Rules:
     """Return what holds for the answers to a question, by its attack's entry."""
-    facts = catalog.find("attacks", spec.attack.entry).facts
-    everywhere = facts.get("budget") == "none"
-    free = everywhere or facts.get("minimum_norm", False)
+    everywhere = catalog.find("attacks", spec.attack.entry).facts.get("budget") == "none"
+    ball = not everywhere and not is_minimum_norm(spec)
     box = not everywhere or spec.attack.parameters.get("clip", True)
-    return Rules(spec.threat, ball=not free, box=box, everywhere=everywhere)
+    return Rules(spec.threat, ball=ball, box=box, everywhere=everywhere)

@@ -57,8 +57,8 @@ class Reach:
     @property
     def median(self) -> float:
         """Return the median over the attacked examples, infinite where at least half were not broken."""
-        attacked = np.sort(self.distance[self.attacked])
-        return float(np.median(attacked)) if len(attacked) else np.inf
+        attacked = self.distance[self.attacked]
+        return float(np.median(attacked)) if len(attacked) else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def build_table(name: str, group: Sequence[StoredRecord], results: Results) -> T
     """Return the table of records that share examples and norm."""
     attacks = attack_titles(stored.record.spec for stored in group)
     contestants = sorted(contestants_of(group, results), key=lambda c: (-c.nearest.median, natural(c.name)))
-    ranked = [c for c in contestants if len(c.answers) == len(attacks)]
+    ranked = [c for c in contestants if len(c.answers) == len(attacks) and c.nearest.attacked.any()]
     others = sorted((c for c in contestants if c not in ranked), key=lambda c: natural(c.name))
     ranks = competition_ranks(c.nearest.median for c in ranked)
     spec = group[0].record.spec
@@ -220,8 +220,9 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
             single += statistics(contestant.reaches[key], contestant.answers[key])
         else:
             single += [Cell(note="not evaluated"), *[Cell()] * (len(_STATISTICS) - 1)]
+    lack = f"without {', '.join(missing)}" if missing else "right on no image"
     return (
-        Cell(value=rank, note=f"not ranked: without {', '.join(missing)}" if missing else None),
+        Cell(value=rank, note=None if rank else f"not ranked: {lack}"),
         Cell(value=contestant.name, model=contestant.name if contestant.card else None, note=contestant.note),
         *statistics(contestant.nearest, None),
         proportion_cell(first.record.clean, record=first.path),
