@@ -94,7 +94,7 @@ def step_chart(curves: Curves) -> Chart:
     return Chart(
         curves.title,
         lines,
-        tuple(Tick(across(x), f"{x:.3g}") for x in ticks),
+        tuple(Tick(across(x), f"{x:.4g}") for x in ticks),
         tuple(Tick(up(share / 100), f"{share}") for share in (0, 25, 50, 75, 100)),
     )
 
