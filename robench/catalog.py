@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from robench.amounts import amount, names_in
 from robench.errors import UnknownName, UserError, suggestion
 from robench.threat_model import ThreatModel, exact_fraction
 
@@ -50,8 +51,11 @@ PARAMETER_TYPES: dict[str, Any] = {
     "ThreatModel": ThreatModel,
 }
 
+#: The annotations of parameters that an attack's `passes` and `queries` may multiply.
+_WHOLE_NUMBERS = frozenset({"int", "PositiveInt", "NonNegativeInt"})
+
 #: Arguments that the engine or the training loop supplies; they are no parameters.
-SUPPLIED = frozenset({"threat", "random", "criterion", "progress", "num_classes", "input_shape"})
+SUPPLIED = frozenset({"threat", "random", "criterion", "training_moments", "progress", "num_classes", "input_shape"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,12 @@ class AttackEntry:
     version: int
     """Raise it when the same parameters would give other numbers; it is part of every result's identity."""
     norms: tuple[str, ...]
+    passes: str = "steps * restarts"
+    """The most forward and backward passes that it takes for one example: its whole-number parameters and numbers,
+    joined by `+` and `*`; `classes` is the number of classes. Only `robench eval --dry-run` and the time that is left
+    depend on it. The default counts 1 for `steps` or `restarts` where the attack has no such parameter."""
+    queries: str = "0"
+    """Written the same way: the most forward passes without a backward pass."""
     minimum_norm: bool = False
     """It looks for the nearest adversarial example at any distance and does not use the threat's epsilon: what it
     returns may lie outside the ball, and where it finds nothing it returns the image itself. One that has a parameter
@@ -218,6 +228,15 @@ class Plugin:
             values[key] = checked(given.get(key, parameter.default), parameter, f"{label}: {where}{key}")
         return values
 
+    def passes(self, parameters: Mapping[str, Any], *, classes: int) -> tuple[int, int]:
+        """Return how many gradient passes, and how many forward passes besides, an attack takes per example at most."""
+        usual = " * ".join(name for name in ("steps", "restarts") if name in self.parameters) or "1"
+        values = {"classes": classes, **parameters}
+        return (
+            amount(self.facts.get("passes", usual), values),
+            amount(self.facts.get("queries", AttackEntry.queries), values),
+        )
+
 
 class PluginError(UserError):
     """A plugin file that breaks the rules of its kind."""
@@ -312,6 +331,7 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
     if code is None or "name" not in facts:
         raise PluginError(path, f"has an ENTRY without name= or {rules.reference}=")
     parameters, supplied = _parameters(tree, code, path)
+    _check_amounts(facts, parameters, path)
     names = {facts["name"]: {}, **facts.get("presets", {})}
     norms = facts.pop("preset_norms", {})
     if unknown := [name for name in norms if name not in names]:
@@ -333,6 +353,18 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
         # A preset with a misspelt or mistyped parameter is refused here, not when somebody runs it.
         plugin.settings({k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset})
     return found
+
+
+def _check_amounts(facts: Mapping[str, Any], parameters: Mapping[str, Parameter], path: Path) -> None:
+    """Refuse a cost that could not be computed from the parameters."""
+    whole = {"classes", *(name for name, p in parameters.items() if p.annotation in _WHOLE_NUMBERS)}
+    for key in {"passes", "queries"} & facts.keys():
+        try:
+            wrong = sorted(set(names_in(facts[key])) - whole)
+        except (ValueError, TypeError) as error:
+            raise PluginError(path, f"has an ENTRY whose {key} cannot be read: {error}") from None
+        if wrong:
+            raise PluginError(path, f"has an ENTRY whose {key} names {wrong[0]}, which is no whole-number parameter")
 
 
 def _any_value(parameter: Parameter) -> Any:

@@ -57,6 +57,54 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     return scaled / per_example(torch.where(length > 0, length, 1.0), gradient)
 
 
+def project_onto_hyperplane(points: Tensor, normal: Tensor, gain: Tensor, norm: str) -> Tensor:
+    """Return the point of the box nearest to each of `points` at which a linear function has grown by `gain`.
+
+    The function's gradient is `normal`, so the answer lies on the hyperplane `<normal, answer - point> = gain`. Where the
+    box does not meet it, the answer is the box's nearest corner to it: as far as the function can be made to go. A
+    vanishing normal gives the point itself.
+
+    Every pixel moves in the direction that helps until it meets the box, in L-infinity all at one speed and in L2 each at
+    the speed of its weight: the optimality conditions of both problems (Croce and Hein, arXiv:1907.02044, appendix). So
+    only the time is unknown. What is gained grows with it concavely and in straight pieces, and Newton's method from time
+    zero meets the exact solution in at most as many steps as there are pixels, mostly in four; a sort takes three times as
+    long.
+
+    Args:
+        points: `(N, ...)` in [0, 1].
+        normal: `(N, ...)` gradients; pixels below 1e-12 of an example's largest do not take part.
+        gain: `(N,)`, of either sign.
+        norm: `Linf` or `L2`; of several nearest points in Linf, the one at which all pixels moved as far as they could.
+
+    Returns:
+        `(N, ...)` in [0, 1].
+    """
+    largest = distance(normal, "Linf")
+    scale = torch.where(largest > 0, largest, 1.0)
+    direction = normal * per_example(gain.sign() / scale, normal)
+    weight = direction.abs().flatten(1)
+    weight = torch.where(weight > 1e-12, weight, 0.0)
+    room = torch.where(direction > 0, 1 - points, points).clamp_min(0).flatten(1)
+    room = torch.where(weight > 0, room, 0.0)
+    speed = weight if norm == "L2" else (weight > 0).to(weight.dtype)
+    arrival = room / torch.where(weight > 0, speed, 1.0)
+    rate, worth, wanted = weight * speed, weight * room, gain.abs() / scale
+    time = torch.zeros_like(wanted)
+    # On an accelerator looking at whether all have arrived makes the host wait.
+    interval = 1 if points.device.type == "cpu" else 8
+    for step in range(weight.shape[1] + interval):
+        arrived = arrival <= time[:, None]
+        missing = wanted - torch.where(arrived, worth, 0.0).sum(1)
+        speeding = torch.where(arrived, 0.0, rate).sum(1)
+        # Nothing moves any more and something is missing: the corner is all there is (time is infinite).
+        later = torch.where((missing > 0) | (speeding > 0), missing / speeding, 0.0)
+        if step % interval == 0 and not bool((later > time).any()):
+            break
+        time = torch.maximum(time, later.nan_to_num(0.0, posinf=torch.inf))
+    moved = torch.where(arrival <= time[:, None], room, time[:, None] * speed).view_as(points)
+    return (points + moved * direction.sign()).clamp(0.0, 1.0)
+
+
 def random_start(images: Tensor, threat: ThreatModel, random: RandomStream) -> Tensor:
     """Return a uniformly random point of the ball around each image, clamped to the box."""
     if threat.norm == "Linf":

@@ -54,6 +54,8 @@ class Request:
     seed: int = 0
     precision: Precision = "fp32"
     decision: Decision = PLAIN
+    until: float | None = None
+    """Draw examples until the robust accuracy is known to within this; None: all of them."""
     suite: Suite | None = None
     """What runs before the attacks: under each threat model those of its norm."""
 
@@ -63,7 +65,9 @@ class Estimate:
     """What an evaluation will cost at most: an example that falls early costs less."""
 
     gradient_passes: int
-    """Forward and backward passes, summed over the examples."""
+    """A forward and a backward pass each, summed over the examples."""
+    queries: int
+    """Forward passes without a backward pass, summed over the examples."""
     seconds: float | None
     """From earlier evaluations of the same architecture on the same kind of device; None without any."""
 
@@ -113,6 +117,12 @@ def is_minimum_norm(spec: EvalSpec) -> bool:
     """Tell whether the attack looks for the nearest adversarial example, whatever epsilon is."""
     content = spec.attack.parameters.get("stop_within_epsilon", False)
     return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False)) and not content
+
+
+def is_bounded(spec: EvalSpec) -> bool:
+    """Tell whether epsilon bounds what counts: false for noise that has it as its scale."""
+    plugin = catalog.plugins("attacks").get(spec.attack.entry)
+    return plugin is None or plugin.facts.get("budget", "ball") == "ball"
 
 
 @functools.cache
@@ -169,25 +179,37 @@ def plan(request: Request) -> list[EvalSpec]:
                 seed=request.seed,
                 precision=request.precision,
                 decision=request.decision,
+                until=request.until,
             )
             specs[spec.identity] = spec
     return list(specs.values())
 
 
-def estimate(spec: EvalSpec, earlier: Iterable[EvalRecord], device: str) -> Estimate:
-    """Return the most that `spec` can cost, in passes and, where something similar was measured, in seconds."""
-    parameters = spec.attack.parameters
-    steps, restarts = int(parameters.get("steps") or 1), int(parameters.get("restarts") or 1)
-    passes = spec.examples.count * steps * restarts
+def estimate(
+    spec: EvalSpec, earlier: Iterable[EvalRecord], device: str, *, classes: int = 2, done: int = 0
+) -> Estimate:
+    """Return the most that `spec` can still cost, in passes and, where something similar was measured, in seconds.
+
+    Args:
+        spec: the question.
+        earlier: evaluations that were measured, of any model.
+        device: the one that it will run on, as records name it.
+        classes: how many the data set has; some attacks take a pass for each.
+        done: examples that are answered already.
+    """
+    plugin = catalog.find("attacks", spec.attack.entry)
+    gradients, queries = plugin.passes(spec.attack.parameters, classes=classes)
+    rest = max(0, spec.examples.count - done)
     similar = [
         r.cost
         for r in earlier
         if r.spec.model.architecture == spec.model.architecture
         and r.spec.examples.dataset == spec.examples.dataset
         and r.provenance.device == device
-        and r.cost.backward_passes
+        and r.cost.forward_passes
     ]
     if not similar:
-        return Estimate(passes, None)
-    per_pass = sum(c.seconds for c in similar) / sum(c.backward_passes for c in similar)
-    return Estimate(passes, passes * per_pass)
+        return Estimate(rest * gradients, rest * queries, None)
+    # The gradient of an image costs about as much as its logits, so both kinds of pass are counted alike.
+    per_pass = sum(c.seconds for c in similar) / sum(c.forward_passes + c.backward_passes for c in similar)
+    return Estimate(rest * gradients, rest * queries, rest * (2 * gradients + queries) * per_pass)

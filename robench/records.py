@@ -351,7 +351,7 @@ OUTCOME_COLUMNS: dict[str, str] = {
     "adversarial_rank": "int32",
     "attacked": "bool",  # false: wrong without an attack
     "broken": "bool",  # the returned image is misclassified, at whatever distance
-    "robust": "bool",  # right without an attack, and not broken inside the ball
+    "robust": "bool",  # right without an attack, and not broken inside the ball (by noise without a bound: anywhere)
     "linf": "float64",
     "l2": "float64",
     "relative_l2": "float64",  # over the clean image's L2 norm; 0 for an image of zeros

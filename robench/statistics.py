@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from statistics import NormalDist
@@ -78,3 +79,21 @@ def median_ranks(n: int) -> tuple[int, int] | None:
 def _check(successes: int, n: int) -> None:
     if not 0 <= successes <= n or n < 1:
         raise UserError(f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes")
+
+
+def exceeds(count: int, n: int, share: float, *, level: float = 0.01) -> bool:
+    """Tell whether so many of n can hardly be chance where the true share is at most `share` (0 < share < 1).
+
+    Exact one-sided binomial test: true where `count` or more of `n` come up with at most the probability `level`.
+    """
+    if count <= n * share:
+        return False
+    log_tail = [
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(share)
+        + (n - k) * math.log1p(-share)
+        for k in range(count, n + 1)
+    ]
+    return math.fsum(map(math.exp, log_tail)) <= level * (1 + 1e-9)

@@ -5,8 +5,10 @@
     reports/records/<model>/<identity>.json           an answer; the identity is the hash of its question
     reports/records/<model>/<identity>.failed.json    its attack failed; replaced when it is asked again
     reports/transfers/<target>/<identity>.json        how a model does on images that were made on another
+    reports/records/<model>/<identity>.partial.json   it was stopped on purpose; replaced when it is asked again
     reports/outcomes/<identity>-<sha256[:8]>.parquet  its rows, one per example
     reports/.work/<identity>-<first id>-<rows>-<random>.parquet    a finished shard of unfinished work
+    reports/.work/findings-<hash>.json                what the diagnostics' probes saw of a model; may be deleted
 
 A record names its outcomes by their hash. So two runs that answer one question at once cannot mix: each
 writes outcomes of its own, one of them links its record into place first, and the other withdraws. No lock is
@@ -50,6 +52,9 @@ Rows = Mapping[str, NDArray[Any]]
 """One array per column of OUTCOME_COLUMNS, all of one length: one entry per example."""
 
 _Answer = TypeVar("_Answer", EvalRecord, TransferRecord)
+
+#: How the names of records end that are not complete.
+_UNFINISHED = (".failed.json", ".partial.json")
 
 _COST = b"robench.cost"
 _NOTES = b"robench.notes"
@@ -130,28 +135,26 @@ class Store:
         """Write a record and its rows; return the file the answer stands in.
 
         A complete record is written once: where there is one already, also one that another process writes
-        at this moment, that one is kept and its path returned. A failed record replaces an earlier failed
-        one, and goes when a complete one comes. Raises ValueError for rows that do not fit the record,
+        at this moment, that one is kept and its path returned. A failed or partial record replaces an earlier one of
+        either kind, and goes when a complete one comes. Raises ValueError for rows that do not fit the record,
         StorageError if writing fails; then nothing refers to what was written.
         """
         data = outcome_bytes(outcomes)
         _check_fit(record, data)
         complete = self.record_path(record.spec)
-        failed = complete.with_suffix(".failed.json")
         if complete.exists():
             return complete
         publish(self.outcomes_path(record), data)
         text = record.to_json().encode()
-        former = _read_record(failed)
-        if record.status != "complete":
-            publish(failed, text)
-            self._withdraw(former, kept=record)
-            return failed
-        if not publish(complete, text, replace=False):
+        own = complete if record.status == "complete" else complete.with_suffix(f".{record.status}.json")
+        former = {path: _read_record(path) for path in _unfinished(complete)}
+        if not publish(own, text, replace=record.status != "complete"):
             self._withdraw(record, kept=_read_record(complete))
-        failed.unlink(missing_ok=True)
-        self._withdraw(former, kept=_read_record(complete))
-        return complete
+        for path, superseded in former.items():
+            if path != own:
+                path.unlink(missing_ok=True)
+            self._withdraw(superseded, kept=_read_record(own))
+        return own
 
     def write_transfer(self, record: TransferRecord, outcomes: Rows) -> Path:
         """Write a transfer's record and its rows, once: where there is one already, that one is kept.
@@ -178,10 +181,10 @@ class Store:
     def records(self) -> Iterator[StoredRecord]:
         """Yield all records in the order of their paths; raise UserError that names a damaged file.
 
-        A failed record beside a complete one (left by a race) is passed over.
+        A failed or partial record beside a complete one (left by a race) is passed over.
         """
         for path in sorted((self.root / "records").glob("*/*.json")):
-            complete = path.with_name(path.name.replace(".failed.json", ".json"))
+            complete = path.with_name(f"{path.name.partition('.')[0]}.json")
             record = _read_record(path)
             if record and (path == complete or not complete.exists()):
                 yield StoredRecord(path, record)
@@ -377,9 +380,14 @@ def _check_fit(record: EvalRecord | TransferRecord, data: bytes) -> None:
         raise ValueError("the rows do not match the record's outcomes_sha256; which is outcome_sha256(rows)")
     rows = _columns(_read_parquet(data))
     counted = len(rows["robust"]), int(rows["robust"].sum())
-    unfinished = isinstance(record, EvalRecord) and record.status != "complete"
+    unfinished = isinstance(record, EvalRecord) and record.status == "failed"
     if not unfinished and counted != (record.robust.n, record.robust.successes):
         raise ValueError(f"{counted[1]} of {counted[0]} rows are robust, the record says {record.robust}")
+
+
+def _unfinished(complete: Path) -> list[Path]:
+    """Return where the failed and the partial record of a question would stand, by where the complete one would."""
+    return [complete.with_suffix(end) for end in _UNFINISHED]
 
 
 def _read_record(path: Path) -> EvalRecord | None:
@@ -393,7 +401,7 @@ def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     record = kind.from_json(text, origin=str(path))
-    if path.name not in {f"{record.spec.identity}.json", f"{record.spec.identity}.failed.json"}:
+    if path.name not in {f"{record.spec.identity}{end}" for end in (".json", *_UNFINISHED)}:
         raise UnsafeFile(
             f"{path} was changed: its question has the identity {record.spec.identity}; restore or delete it"
         )

@@ -37,6 +37,8 @@ class Cell:
     """A model whose page it leads to."""
     note: str | None = None
     """What a reader must know beside the value."""
+    warning: str | None = None
+    """Why the value is one to be wary of; shown to who points at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,8 @@ class Table:
     """Key of a column of accuracies or distances: the larger the better."""
     remarks: tuple[str, ...] = ()
     """What stands below the table: evaluations that failed, and why."""
+    warnings: tuple[str, ...] = ()
+    """The same for those whose numbers are hardly to be believed."""
     figures: tuple[Grid | Curves, ...] = ()
     """What is drawn beside it."""
     reading: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from robench.records import (
     AttackIdentity,
     Configured,
     Cost,
+    Diagnostic,
     Distances,
     EvalRecord,
     EvalSpec,
@@ -46,6 +47,18 @@ PGD = {"steps": 20, "step_size": 0.01, "restarts": 1, "random_start": True, "los
 def proportion(successes: int, n: int) -> Proportion:
     interval = wilson(successes, n)
     return Proportion(successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval)
+
+
+def diagnostic(name: str, verdict: str = "ok") -> Diagnostic:
+    flag = verdict == "flag"
+    return Diagnostic(
+        name=name,
+        verdict=verdict,
+        evidence=f"what was seen of {name}",
+        examples=40,
+        stronger="square" if flag else None,
+        robust_then=proportion(10, 40) if flag else None,
+    )
 
 
 def sha(text: str) -> str:
@@ -107,7 +120,12 @@ def rows(robust: Iterable[bool], *, clean: Iterable[bool] | None = None) -> dict
 
 
 def record(
-    question: EvalSpec, outcomes: dict[str, np.ndarray], *, failed: bool = False, seconds: float = 12.5
+    question: EvalSpec,
+    outcomes: dict[str, np.ndarray],
+    *,
+    failed: bool = False,
+    seconds: float = 12.5,
+    diagnostics: tuple[Diagnostic, ...] = (),
 ) -> EvalRecord:
     """The answer that these rows make."""
     n = len(outcomes["robust"])
@@ -118,6 +136,7 @@ def record(
         clean=proportion(int((outcomes["clean_prediction"] == outcomes["label"]).sum()), n),
         robust=proportion(int(outcomes["robust"].sum()), n),
         median_distance=0.3,
+        diagnostics=diagnostics,
         errors=(error,) if failed else (),
         cost=Cost(forward_passes=21 * n, backward_passes=20 * n, seconds=seconds),
         provenance=PROVENANCE,

@@ -9,6 +9,7 @@ most of the samples lie outside every ball of that size, so the attack has no bu
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from robench.attacks._worst_sample import worst_sample
 from robench.catalog import AttackEntry, PositiveFloat, PositiveInt
+from robench.errors import UserError
 from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import per_example
 from robench.random_streams import RandomStream
@@ -39,6 +41,8 @@ def lrc_noise(
     threat: ThreatModel,
     random: RandomStream,
     criterion: Criterion = TOP_1,
+    training_moments: Callable[[], tuple[str, Tensor]] | None = None,
+    covariance: str = "lrc",
     decay_length: PositiveFloat = 8.0,
     samples: PositiveInt = 100,
     eps_unit: Literal["pixel", "image_std"] = "pixel",
@@ -53,7 +57,11 @@ def lrc_noise(
         threat: its epsilon is the noise's standard deviation; its norm says nothing here.
         random: the examples' random numbers.
         criterion: what counts as broken, and by whose margin the worst is chosen where nothing is.
-        decay_length: zeta in pixels; the paper takes 1, 2, 4, 8 and 16.
+        training_moments: gives the hash of the training split and a factor `(d, d)` of its second moments, scaled to a
+            mean diagonal of 1; called only if the covariance is the data's.
+        covariance: `lrc`, the exponential one; or `training:HASH`, the second moments of the training split whose
+            SHA-256 begins so (at least 8 digits): the name of the data is part of the question that is recorded.
+        decay_length: zeta in pixels of `lrc`; the paper takes 1, 2, 4, 8 and 16.
         samples: noises per example.
         eps_unit: epsilon is on the [0, 1] scale of a `pixel`, or in units of each image's own standard deviation
             (`image_std`), as behind a layer that standardises every image.
@@ -62,16 +70,40 @@ def lrc_noise(
 
     Returns:
         `(N, C, H, W)`, in the box if `clip`.
+
+    Raises:
+        UserError: another covariance, or another training split than the one that was named; says which it is.
     """
+    factor = None if covariance == "lrc" else _factor_of(covariance, training_moments)
 
     def draw(some: Tensor, stream: RandomStream) -> Tensor:
         scale = torch.full_like(some[:, 0, 0, 0], threat.radius)
         if eps_unit == "image_std":
             scale = scale * some.flatten(1).std(1, correction=0)
-        noisy = some + per_example(scale, some) * long_range_noise(some, decay_length, stream)
+        noise = long_range_noise(some, decay_length, stream) if factor is None else factor_noise(some, factor, stream)
+        noisy = some + per_example(scale, some) * noise
         return noisy.clamp(0.0, 1.0) if clip else noisy
 
     return worst_sample(model, images, labels, samples=samples, draw=draw, random=random, criterion=criterion)
+
+
+def _factor_of(covariance: str, training_moments: Callable[[], tuple[str, Tensor]] | None) -> Tensor:
+    """Return the factor of the training split that `covariance` names."""
+    source, _, digest = covariance.partition(":")
+    if source != "training":
+        raise UserError(f"lrc-noise: covariance={covariance!r} is unknown; write lrc or training:HASH")
+    if training_moments is None:
+        raise UserError(f"lrc-noise: covariance={covariance!r} needs an evaluation that has a training split")
+    found, factor = training_moments()
+    if len(digest) < 8 or not found.startswith(digest):
+        raise UserError(f"lrc-noise: the training split is not {covariance!r}; write covariance=training:{found[:16]}")
+    return factor
+
+
+def factor_noise(like: Tensor, factor: Tensor, random: RandomStream) -> Tensor:
+    """Return Gaussian noise of covariance F F^T, in the shape and type of `like` `(N, C, H, W)`; F is `(d, d)`."""
+    white = random.normal(torch.empty(len(like), len(factor), dtype=torch.float64, device=like.device))
+    return (white @ factor.to(like.device).T).reshape(like.shape).to(like.dtype)
 
 
 def long_range_noise(like: Tensor, decay_length: float, random: RandomStream) -> Tensor:

@@ -21,15 +21,17 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.errors import UserError
+from robench.errors import Unfinished, UserError
+from robench.evaluation.deadline import Deadline
 from robench.records import PLAIN, Decision, EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
-from robench.threat_model import ThreatModel
+from robench.threat_model import ThreatModel, exact_fraction
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
     from robench.classifier import Classifier
+    from robench.cli.progress import Outlook
     from robench.datasets import ImageSet
     from robench.store import Store
 
@@ -68,7 +70,22 @@ def evaluate(
         ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTH",
+            help="1% or 0.01: draw the examples in random order and stop when the 95 % interval of the robust accuracy "
+            "on all of them, valid at any stopping, is no wider than this from end to end.",
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop after so long, counted from the first attack on; unfinished questions get partial records that "
+            "never rank, and the exit status is 4. The same command goes on."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the attacks' random numbers, and of the order of --until.")] = 0,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Right where the label is among so many.")] = 1,
     votes: Annotated[
         int, typer.Option(min=1, help="Forward passes that vote for one prediction: for models that are random.")
@@ -104,6 +121,8 @@ def evaluate(
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
+    if max_seconds is not None and not max_seconds > 0:
+        raise UserError(f"--max-seconds {max_seconds:g} leaves no time; give a number above 0")
     if precision not in get_args(Precision):
         raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
     threats = [ThreatModel.parse(text) for text in threat or ()]
@@ -122,28 +141,43 @@ def evaluate(
         seed=seed,
         precision=cast(Precision, precision),
         device=device,
-        suite=chosen,
         decision=Decision(top_k=top_k, votes=votes, sigma=sigma, repeats=repeats),
+        until=None if until is None else interval_width(until),
+        suite=chosen,
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
+    questions = planned(jobs, store, device)
     if dry_run:
-        _print_plan(jobs, store, device, json_output=json_output)
+        _print_plan(questions, json_output=json_output)
         return
-    records = [
-        r
-        for job in jobs
-        for r in run(
-            job,
-            options,
-            store,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            save_adversarials=save_adversarials,
-            quiet=json_output,
-        )
-    ]
+    how = Manner(
+        batch_size=batch_size,
+        shard_size=shard_size,
+        save_adversarials=save_adversarials,
+        quiet=json_output,
+        deadline=Deadline(max_seconds) if max_seconds else None,
+        outlook=_outlook(questions),
+    )
+    records = [r for job in jobs for r in run(job, options, store, how)]
     _print_records(records, json_output=json_output)
+    unfinished = len(questions) - sum(r.status == "complete" for r in records)
+    if unfinished:
+        raise Unfinished(
+            f"the {max_seconds:g} seconds are over and {unfinished} of {len(questions)} evaluations unfinished; "
+            "the same command goes on from there"
+        )
+
+
+def interval_width(text: str) -> float:
+    """Read a width, `1%` or `0.01`, as a share; raise UserError unless it is above 0 and below 1."""
+    try:
+        share = exact_fraction(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UserError(f"--until {text!r} is no width; write 1% or 0.01") from None
+    if not 0 < share < 1:
+        raise UserError(f"--until {text!r}: a width lies between 0 and 100 %; write 1% or 0.01")
+    return float(share)
 
 
 @dataclass(frozen=True)
@@ -160,7 +194,22 @@ class Options:
     precision: Precision
     device: str
     decision: Decision = PLAIN
+    until: float | None = None
     suite: planning.Suite | None = None
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How it is to be computed; nothing in here changes an answer."""
+
+    batch_size: int | None = None
+    shard_size: int | None = None
+    save_adversarials: bool = False
+    attack_misclassified: bool = False
+    """Save for examples that are wrong without an attack, too, what the attack makes of them."""
+    quiet: bool = False
+    deadline: Deadline | None = None
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +218,8 @@ class Job:
 
     identity: ModelIdentity
     card: ModelCard | None
+    dataset: str
+    """As it was typed, so that other splits can be opened."""
     images: ImageSet
     ids: Any
     specs: list[EvalSpec]
@@ -193,16 +244,17 @@ def prepare(name: str, options: Options) -> Job:
     threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(
-        identity,
-        chosen,
-        threats,
-        options.attacks,
-        options.seed,
-        options.precision,
-        options.decision,
-        options.suite,
+        model=identity,
+        examples=chosen,
+        threats=threats,
+        attacks=options.attacks,
+        seed=options.seed,
+        precision=options.precision,
+        decision=options.decision,
+        until=options.until,
+        suite=options.suite,
     )
-    return Job(identity, card, images, ids, planning.plan(request), loaded)
+    return Job(identity, card, dataset, images, ids, planning.plan(request), loaded)
 
 
 def prepare_together(names: Sequence[str], options: Options) -> list[Job]:
@@ -247,24 +299,16 @@ def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
     )
 
 
-def run(
-    job: Job,
-    options: Options,
-    store: Store,
-    *,
-    batch_size: int | None = None,
-    shard_size: int | None = None,
-    save_adversarials: bool = False,
-    attack_misclassified: bool = False,
-    quiet: bool = False,
-) -> list[EvalRecord]:
+def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> list[EvalRecord]:
     """Answer a job's questions; torch is imported only if something is to be computed."""
-    known = _known(job, store, save_adversarials=save_adversarials, attack_misclassified=attack_misclassified)
-    if known is not None:
-        return known
+    known = [store.find(spec) or (None if how.save_adversarials else _derived(spec, job, store)) for spec in job.specs]
+    out_of_time = how.deadline is not None and how.deadline.passed
+    if (all(known) and _is_saved(job, store, how)) or out_of_time:
+        return [record for record in known if record is not None]
     import torch
 
     from robench.cli.progress import Bars, EvaluationBar
+    from robench.datasets import open_split
     from robench.evaluation.campaign import Campaign, Execution
     from robench.preflight import preflight
     from robench.provenance import provenance
@@ -281,30 +325,34 @@ def run(
         labels,
         card_accuracy=job.card.clean_accuracy if job.card else None,
         losses={str(spec.attack.parameters["loss"]) for spec in job.specs if "loss" in spec.attack.parameters},
+        decision=job.specs[0].decision,
     )
     execution = Execution(
         device=device,
         provenance=lambda: provenance(device, command_line()),
-        batch_size=batch_size,
-        shard_size=shard_size,
-        save_adversarials=save_adversarials,
-        attack_misclassified=attack_misclassified,
+        batch_size=how.batch_size,
+        shard_size=how.shard_size,
+        save_adversarials=how.save_adversarials,
+        attack_misclassified=how.attack_misclassified,
+        training=lambda: open_split(job.dataset, "train", options.workspace),
+        deadline=how.deadline,
     )
-    with Bars(quiet=quiet) as bars:
-        campaign = Campaign(model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
+    if how.deadline:
+        how.deadline.start()
+    with Bars(quiet=how.quiet) as bars:
+        progress = EvaluationBar(bars, how.outlook)
+        campaign = Campaign(model, job.images, store=store, execution=execution, progress=progress)
         return campaign.answer(job.specs, job.ids)
 
 
-def _known(job: Job, store: Store, *, save_adversarials: bool, attack_misclassified: bool) -> list[EvalRecord] | None:
-    """Return the answers if there is nothing to compute: all are known or implied, and saved where they are to be."""
-    if save_adversarials:
-        from robench.evaluation.adversarials import AdversarialFiles
+def _is_saved(job: Job, store: Store, how: Manner) -> bool:
+    """Tell whether the images of all answers are there, if they are to be."""
+    if not how.save_adversarials:
+        return True
+    from robench.evaluation.adversarials import AdversarialFiles
 
-        files = AdversarialFiles(store.root)
-        if not all(files.has(spec, "attacked" if attack_misclassified else "left") for spec in job.specs):
-            return None
-    found = [store.find(spec) or (None if save_adversarials else _derived(spec, job, store)) for spec in job.specs]
-    return [record for record in found if record is not None] if all(found) else None
+    files = AdversarialFiles(store.root)
+    return all(files.has(spec, "attacked" if how.attack_misclassified else "left") for spec in job.specs)
 
 
 def _derived(spec: EvalSpec, job: Job, store: Store) -> EvalRecord | None:
@@ -317,67 +365,113 @@ def _derived(spec: EvalSpec, job: Job, store: Store) -> EvalRecord | None:
     return derive(spec, store, num_classes=len(job.images.classes), occasion=occasion)
 
 
-def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: bool) -> None:
-    from robench.evaluation.deriving import origin_of
+@dataclass(frozen=True)
+class Planned:
+    """A question, what there is of its answer, and the most that the rest will cost."""
 
-    earlier = [stored.record for stored in store.records()]
+    spec: EvalSpec
+    status: str
+    """`known`, `follows from IDENTITY`, `new` or `begun (EXAMPLES)`."""
+    cost: planning.Estimate
+    passes_per_example: float
+    """At most, forward and backward passes counted alike."""
+
+
+def planned(jobs: Sequence[Job], store: Store, device: str) -> list[Planned]:
+    """Return all questions with their costs, going by what was measured on this kind of device before."""
+    try:
+        earlier = [stored.record for stored in store.records()]
+    except UserError:
+        earlier = []  # a damaged record is named where it counts; here it would only have informed a guess
     devices = {
         record.provenance.device
         for record in earlier
         if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
     }
-    rows = []
-    for spec in (spec for job in jobs for spec in job.specs):
-        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [
-            planning.estimate(spec, [], "")
-        ]
-        seconds = next((c.seconds for c in costs if c.seconds is not None), None)
-        known, begun = store.find(spec) is not None, store.journal_size(planning.journal_key(spec))
-        origin = None if known else origin_of(spec, store)
-        free = known or origin is not None
-        rows.append(
-            {
-                "identity": spec.identity,
-                "model": spec.model.id,
-                "dataset": spec.examples.dataset,
-                "examples": spec.examples.count,
-                "threat": str(spec.threat),
-                "attack": spec.attack.name,
-                "parameters": spec.attack.parameters,
-                "seed": spec.seed,
-                "precision": spec.precision,
-                "status": _status(known, origin, begun),
-                "gradient passes at most": 0 if free else costs[0].gradient_passes,
-                "seconds at most": 0.0 if free else seconds,
-            }
-        )
+    found = []
+    for classes, spec in [(len(job.images.classes), spec) for job in jobs for spec in job.specs]:
+        status, done = _status(spec, store)
+        costs = [planning.estimate(spec, earlier, name, classes=classes, done=done) for name in [*sorted(devices), ""]]
+        cost = next((c for c in costs if c.seconds is not None), costs[-1])
+        whole = planning.estimate(spec, [], "", classes=classes)
+        per_example = (2 * whole.gradient_passes + whole.queries) / spec.examples.count
+        found.append(Planned(spec, status, cost, per_example))
+    return found
+
+
+def _status(spec: EvalSpec, store: Store) -> tuple[str, int]:
+    """Return what there is of an answer, and to how many examples it is one."""
+    from robench.evaluation.deriving import origin_of
+
+    if store.find(spec) is not None:
+        return "known", spec.examples.count
+    if origin := origin_of(spec, store):
+        return f"follows from {origin.spec.identity}", spec.examples.count
+    begun = store.journal_size(planning.journal_key(spec))
+    return (f"begun ({begun})" if begun else "new"), begun
+
+
+def _outlook(questions: Sequence[Planned]) -> Outlook:
+    """Return what is to be computed, with a line that says so."""
+    from robench.cli.progress import Outlook
+    from robench.reporting.formatting import duration
+
+    rest = [q for q in questions if q.status.startswith(("new", "begun"))]
+    parts = [
+        f"{len(rest)} evaluation{'' if len(rest) == 1 else 's'} to compute",
+        f"at most {sum(q.cost.gradient_passes for q in rest):,} gradient passes",
+    ]
+    if queries := sum(q.cost.queries for q in rest):
+        parts.append(f"{queries:,} queries")
+    seconds = [q.cost.seconds for q in rest if q.cost.seconds is not None]
+    if len(seconds) == len(rest):
+        parts.append(f"{duration(sum(seconds))} (going by earlier ones)")
+    return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts))
+
+
+def _print_plan(questions: Sequence[Planned], *, json_output: bool) -> None:
+    rows = [
+        {
+            "identity": q.spec.identity,
+            "model": q.spec.model.id,
+            "dataset": q.spec.examples.dataset,
+            "examples": q.spec.examples.count,
+            "until": q.spec.until,
+            "threat": str(q.spec.threat),
+            "attack": q.spec.attack.name,
+            "parameters": q.spec.attack.parameters,
+            "seed": q.spec.seed,
+            "precision": q.spec.precision,
+            "status": q.status,
+            "gradient passes at most": q.cost.gradient_passes,
+            "queries at most": q.cost.queries,
+            "seconds at most": q.cost.seconds if q.status.startswith(("new", "begun")) else 0.0,
+        }
+        for q in questions
+    ]
     if json_output:
         print_json(rows)
         return
-    shown = [
-        "model",
-        "dataset",
-        "examples",
-        "threat",
-        "attack",
-        "status",
-        "gradient passes at most",
-        "seconds at most",
-    ]
+    wanted = ("model", "dataset", "examples", "until", "threat", "attack", "status")
+    shown = [name for name in wanted if name != "until" or any(row["until"] for row in rows)]
+    shown += ["gradient passes at most", *(["queries at most"] if any(row["queries at most"] for row in rows) else [])]
+    shown.append("seconds at most")
     cells = [[_cell(row[c]) for c in shown] for row in rows]
     print_table(shown, cells, title="Plan (nothing was computed)")
-
-
-def _status(known: bool, origin: EvalRecord | None, begun: int) -> str:
-    if known or origin is not None:
-        return "known" if origin is None else f"follows from {origin.spec.identity}"
-    return f"begun ({begun})" if begun else "new"
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "unknown until measured"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _robust(record: EvalRecord) -> str:
+    """Return the robust accuracy with the interval that holds: of a sequential evaluation that of its sequence."""
+    if record.sequence is None:
+        return percent(record.robust)
+    low, high = record.sequence.low, record.sequence.high
+    return f"{100 * record.robust.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
@@ -389,7 +483,9 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
     for record in records:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
-        shares = [percent(record.clean), percent(record.robust)]
+        if record.robust.n < spec.examples.count:
+            of = f"{record.robust.n:,} {'drawn' if record.status == 'complete' else 'answered'} of {of}"
+        shares = [percent(record.clean), _robust(record)]
         rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, *shares, spec.identity])
     if any(record.clean_top5 for record in records):
         columns.insert(5, "clean top-5")

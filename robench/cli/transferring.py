@@ -95,19 +95,8 @@ def transfer(
     names = list(dict.fromkeys([*model, *(source or ())]))
     jobs = evaluating.prepare_together(names, options)
     store = Store(options.workspace.reports)
-    made = [
-        record
-        for job in jobs
-        for record in evaluating.run(
-            job,
-            options,
-            store,
-            batch_size=batch_size,
-            save_adversarials=True,
-            attack_misclassified=True,
-            quiet=json_output,
-        )
-    ]
+    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=json_output)
+    made = [record for job in jobs for record in evaluating.run(job, options, store, how)]
     targets = jobs[: len(dict.fromkeys(model))]
     found = _classify(targets, jobs, made, options=options, store=store)
     if json_output:

@@ -96,13 +96,14 @@ class AdversarialFiles:
         parts = [part.ids for part in self._parts(spec, misclassified)]
         return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
 
-    def publish(self, spec: EvalSpec, misclassified: Misclassified) -> None:
-        """Put the kept images together as the record's, each example once; nothing is kept from then on."""
+    def publish(self, spec: EvalSpec, wanted: NDArray[np.int64], misclassified: Misclassified) -> None:
+        """Put the kept images of the `wanted` examples together as the record's; nothing is kept from then on."""
         parts = list(self._parts(spec, misclassified))
         ids = np.concatenate([part.ids for part in parts])
         images = np.concatenate([part.read(0, len(part.ids)) for part in parts])
         ids, first = np.unique(ids, return_index=True)
-        publish(self.path(spec), _packed(spec, ids, images[first], misclassified))
+        chosen = np.isin(ids, wanted)
+        publish(self.path(spec), _packed(spec, ids[chosen], images[first[chosen]], misclassified))
         for path in self._unfinished(spec):
             path.unlink(missing_ok=True)
 

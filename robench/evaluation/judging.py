@@ -95,7 +95,7 @@ class Judge:
         rows = answer.broken.nonzero().squeeze(1)
         survives = torch.zeros_like(answer.broken)
         if len(rows):
-            rounded = (answer.images[rows] * 255).round() / 255
+            rounded = (answer.images[rows] * 255).round().clamp(0, 255) / 255
             scores = self.scores(spec.decision, rounded, random[rows].at("8 bit"))
             survives[rows] = Criterion(spec.decision.top_k).broken(scores, answer.labels[rows])
         return survives

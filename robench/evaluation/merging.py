@@ -70,7 +70,7 @@ def merge(
     clean_correct, robust = rows["clean_rank"] < spec.decision.top_k, rows["robust"]
     fallen = rows["attacked"] & ~robust
     distances = rows[spec.threat.norm.lower()][fallen]
-    enough = answered == spec.examples.count or remarks.sequence is not None
+    enough = answered == spec.examples.count or (remarks.sequence is not None and not remarks.stopped)
     status: Literal["complete", "partial", "failed"] = "complete" if enough and not errors else "failed"
     if remarks.stopped and not errors and not enough:
         status = "partial"
@@ -103,6 +103,7 @@ class Remarks:
     stopped: bool = False
     """On purpose, before the last example."""
     sequence: ConfidenceSequence | None = None
+    """Of a question with a stopping rule, which was satisfied unless `stopped`."""
     diagnostics: Sequence[Diagnostic] = ()
     notes: Collection[str] = ()
 

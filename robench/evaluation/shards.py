@@ -50,7 +50,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard's answer: one row per example, or the error that kept it from having one."""
+    """A shard's answer: one row per example, or the error that kept it from having one.
+
+    Where the time was up there are rows for some of the examples only, perhaps for none: then `rows` is empty.
+    """
 
     shard: Shard
     rows: Rows

@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robench import catalog
 from robench.lp_geometry import distance
-from robench.planning import is_minimum_norm
+from robench.planning import is_bounded, is_minimum_norm
 from robench.records import EvalSpec
 from robench.threat_model import ThreatModel
 
@@ -83,7 +82,6 @@ class Rules(NamedTuple):
 
 def rules_of(spec: EvalSpec) -> Rules:
     """Return what holds for the answers to a question, by its attack's entry."""
-    everywhere = catalog.find("attacks", spec.attack.entry).facts.get("budget") == "none"
-    ball = not everywhere and not is_minimum_norm(spec)
-    box = not everywhere or spec.attack.parameters.get("clip", True)
-    return Rules(spec.threat, ball=ball, box=box, everywhere=everywhere)
+    bounded = is_bounded(spec)
+    box = bounded or bool(spec.attack.parameters.get("clip", True))
+    return Rules(spec.threat, ball=bounded and not is_minimum_norm(spec), box=box, everywhere=not bounded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,8 +17,11 @@ from robench import catalog
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import RobenchError
+from robench.evaluation.adversarials import Misclassified
+from robench.evaluation.deadline import Deadline, OutOfTime, Pace
 from robench.evaluation.judging import Answer, Judge
 from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
+from robench.evaluation.training_moments import TrainingMoments
 from robench.evaluation.verification import rules_of
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
@@ -51,8 +54,9 @@ class Worker:
         device: torch.device,
         precision: Precision,
         batch_size: int | None = None,
-        keep_adversarials: bool = False,
-        attack_misclassified: bool = False,
+        keep_adversarials: Misclassified | None = None,
+        training: Callable[[], ImageSet] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         """Place the model and, where it fits in memory, the split on the device.
 
@@ -62,8 +66,10 @@ class Worker:
             device: where everything runs.
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
-            keep_adversarials: return the images with the outcomes.
-            attack_misclassified: attack examples that are wrong without an attack, too. Nothing but their images tells.
+            keep_adversarials: return the images with the outcomes, those of examples that are wrong without an attack
+                left as they are, or attacked, too: nothing but their images tells.
+            training: opens the training split, for attacks that ask for its moments.
+            deadline: when to stop, in the middle of a shard if need be.
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -73,7 +79,10 @@ class Worker:
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
-        self.keep_adversarials, self.attack_misclassified = keep_adversarials, attack_misclassified
+        self.keep_adversarials = keep_adversarials
+        self.training_moments = TrainingMoments(training, device)
+        self.deadline = deadline
+        self._pace: tuple[str, Pace | None] = ("", None)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -90,39 +99,63 @@ class Worker:
         ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
         kept: list[NDArray[Any]] = []
+        pace = self._pace_of(shard.spec)
         try:
-            for batch in self._batches(shard):
+            for batch in self._batches(shard, pace):
+                if pace:
+                    pace.begin()
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
                     kept.append(adversarial.cpu().numpy())
+                if pace:
+                    pace.end(len(batch.ids))
+        except OutOfTime:
+            pass  # the batches before are answers
         except InvalidAnswer as problem:
             error = ShardError(
                 first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
             return ShardResult(shard, {}, _cost(ledgers, started), error)
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
         found = np.concatenate(kept) if kept else None
         notes = frozenset(note for ledger in ledgers for note in ledger.notes)
         give_back_buffers()
         return ShardResult(shard, rows, _cost(ledgers, started), None, found, notes)
 
-    def _batches(self, shard: Shard) -> Iterator[Batch]:
+    def _pace_of(self, spec: EvalSpec) -> Pace | None:
+        """Return the pace of this question, kept from shard to shard; None where there is time enough."""
+        if self._pace[0] != spec.identity:
+            self._pace = spec.identity, Pace(self.deadline) if self.deadline else None
+        return self._pace[1]
+
+    def _batches(self, shard: Shard, pace: Pace | None) -> Iterator[Batch]:
         """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
-        if self.batch_size is None:
-            on_cpu = self.device.type == "cpu"
-            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
-        pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
+        pieces = self._pieces(shard, pace)
         if self._resident is not None:
             yield from (Batch(piece, *self.load(piece)) for piece in pieces)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self.load, pieces[0])
-            for position, piece in enumerate(pieces):
-                batch = ahead.result()
-                if position + 1 < len(pieces):
-                    ahead = reader.submit(self.load, pieces[position + 1])
-                yield Batch(piece, *batch)
+            piece = next(pieces, None)
+            ahead = None if piece is None else reader.submit(self.load, piece)
+            while piece is not None and ahead is not None:
+                batch = Batch(piece, *ahead.result())
+                piece = next(pieces, None)
+                ahead = None if piece is None else reader.submit(self.load, piece)
+                yield batch
+
+    def _pieces(self, shard: Shard, pace: Pace | None) -> Iterator[NDArray[np.int64]]:
+        """Cut the shard's examples into batches, as large as memory and time allow; end early where time is up."""
+        if self.batch_size is None:
+            on_cpu = self.device.type == "cpu"
+            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
+        start = 0
+        while start < len(shard.ids):
+            size = pace.largest(self.batch_size) if pace else self.batch_size
+            if size == 0:
+                return
+            yield shard.ids[start : start + size]
+            start += size
 
     def _answer_within_memory(
         self, spec: EvalSpec, batch: Batch, ledgers: list[Ledger]
@@ -182,7 +215,7 @@ class Worker:
             "broken_by": np.where(broken.cpu().numpy(), np.array(ledger.broken_by, dtype=np.str_), ""),
             **_passes_of(ledger),
         }
-        if self.attack_misclassified and not right.all():
+        if self.keep_adversarials == "attacked" and not right.all():
             others = torch.from_numpy(~right).to(self.device).nonzero().squeeze(1)
             uncounted = Ledger.of(len(ids), self.device)
             adversarial[others] = self._attack(spec, batch, rows=others, ledger=uncounted, random=random)[0]
@@ -196,14 +229,15 @@ class Worker:
         plugin = catalog.find("attacks", spec.attack.entry)
         attack, draws = plugin.load().attack, random.at(spec.attack.entry)
         rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
-        supplied = {"criterion": criterion} if "criterion" in plugin.supplied else {}
+        offered = {"criterion": criterion, "training_moments": self.training_moments}
+        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        Target(model, ledger)[some],
+                        Target(_Punctual(model, self.deadline) if self.deadline else model, ledger)[some],
                         clean,
                         labels[some],
                         threat=spec.threat,
@@ -306,6 +340,20 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+
+class _Punctual(torch.nn.Module):
+    """A model that answers until the time is up: where an attack takes long, it ends in the middle."""
+
+    def __init__(self, model: torch.nn.Module, deadline: Deadline) -> None:
+        super().__init__()
+        self.model, self.deadline = model, deadline
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.deadline.check()
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def _passes_of(ledger: Ledger) -> dict[str, NDArray[Any]]:

@@ -5,8 +5,16 @@ attack, decided image by image. No single attack's accuracy is lower. It is what
 picks the best attack for each image (the ensemble of Croce and Hein, arXiv:2003.01690, section 5).
 
 A worst case over fewer attacks is an easier one. So a model that lacks an attack which another model of the
-table has gets no rank, and a note that names the attack. Evaluations that failed never count; they are
-listed.
+table has gets no rank, and a note that names the attack. Evaluations that failed, or were stopped before they
+were complete, never count; they are listed.
+
+Sequential evaluations, which stop when they know enough, have tables of their own, one for each width and seed. With
+one seed all attacks draw the examples in the same order, so what all of them have is what the shortest has; the worst
+case is taken over that, with the interval that holds at any stopping.
+
+Noise without a bound (lrc-noise) is no adversary of the ball's: it has tables of its own, by its scale.
+
+A worst case is no better than its attacks: the flags of the records' diagnostics stand beside it.
 """
 
 from __future__ import annotations
@@ -20,12 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robench.catalog import LeaderboardEntry
+from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
-from robench.records import EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
+from robench.planning import is_bounded
+from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
 from robench.tables import Cell, Column, Grid, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
+
+#: The diagnostics that follow from a record's rows; all others need a look at the model.
+FROM_ROWS = frozenset({"eight-bit"})
 
 _UNKNOWN = Cell(note="not every attack of the table was run")
 
@@ -33,6 +46,9 @@ _READING = (
     "Worst case counts an image only if the model is right after every attack of the table, decided image by image. "
     "It is never above the strongest single attack: attacks fool different images, and an adversary may pick the best "
     "one for each.",
+    "Reliability names what gave an evaluation away as too weak: gradients that are zero, a loss that does not rise, "
+    "longer or gradient-free attacks that still break more. A flag goes where another attack of the same model passes "
+    "the check. Looked at is a sample of the images, so a model without flags is not proven sound.",
     "A model that was not put through all attacks of the table has no rank, because fewer attacks make an easier test.",
 )
 
@@ -43,13 +59,14 @@ class Contestant:
 
     answers: Mapping[str, StoredRecord]
     """Complete ones, by the key of their attack."""
-    failures: Mapping[str, StoredRecord]
+    unfinished: Mapping[str, StoredRecord]
+    """Failed or partial ones."""
     card: StoredCard | None
     """Only if it describes these weights."""
     name: str
     note: str | None
     robust: NDArray[np.bool_]
-    """(N,): correct after every attack."""
+    """(N,): correct after every attack, of the examples that all answers have."""
 
     @property
     def worst_case(self) -> float:
@@ -62,7 +79,9 @@ def robustness(results: Results) -> list[Table]:
     groups: dict[str, list[StoredRecord]] = defaultdict(list)
     for stored in results.records:
         spec = stored.record.spec
-        question = [spec.examples.model_dump(mode="json"), str(spec.threat)]
+        question: list[Any] = [spec.examples.model_dump(mode="json"), str(spec.threat)]
+        question += [] if is_bounded(spec) else ["noise"]
+        question += [spec.until, spec.seed] if spec.until is not None else []
         groups[canonical_hash(question)].append(stored)
     names = [table_name(group[0].record.spec) for group in groups.values()]
     tables = []
@@ -74,12 +93,15 @@ def robustness(results: Results) -> list[Table]:
 
 
 def table_name(spec: EvalSpec) -> str:
-    """Return `robustness-mnist-linf-0.3`; the split and the count follow where not all test images."""
+    """Return `robustness-mnist-linf-0.3` or `noise-mnist-0.3`; split and count follow where not all test images."""
     examples = spec.examples
     radius = fraction_text(spec.threat.epsilon).replace("/", "-")
-    parts = ["robustness", file_name(examples.dataset), spec.threat.norm.lower(), radius]
+    dataset = file_name(examples.dataset)
+    parts = ["robustness", dataset, spec.threat.norm.lower()] if is_bounded(spec) else ["noise", dataset]
+    parts += [radius]
     parts += [examples.split] if examples.split != "test" else []
     parts += [str(examples.count)] if examples.count != examples.split_size else []
+    parts += [f"until-{spec.until:g}"] if spec.until is not None else []
     return "-".join(parts)
 
 
@@ -94,17 +116,24 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     spec = group[0].record.spec
     radius = fraction_text(spec.threat.epsilon)
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
+    if spec.until is not None:
+        shown = f"Drawn from {shown} until a 95 % interval is no wider than {100 * spec.until:g} %"
+    under = str(spec.threat) if is_bounded(spec) else f"noise of scale {radius}"
+    changed = (
+        f"changed by at most {radius} in {spec.threat.norm} norm" if is_bounded(spec) else f"with {under}, unbounded"
+    )
     return Table(
         name=name,
-        title=f"{spec.examples.dataset} under {spec.threat}",
-        caption=f"{shown}, each changed by at most {radius} in {spec.threat.norm} norm",
+        title=f"{spec.examples.dataset} under {under}{'' if spec.until is None else ', sequential'}",
+        caption=f"{shown}, each {changed}",
         columns=columns(attacks),
         rows=(
             *(row(c, attacks, rank=rank) for c, rank in zip(ranked, ranks, strict=True)),
             *(row(c, attacks, rank=None) for c in others),
         ),
         ranked_by="worst_case",
-        remarks=tuple(remark(s.record) for s in group if s.record.status == "failed"),
+        remarks=tuple(remark(s.record) for s in group if s.record.status != "complete"),
+        warnings=tuple(f"{c.name}: {told}" for c in (*ranked, *others) for told in warnings(c)),
         figures=(contributions([*ranked, *others], attacks, results),) if len(attacks) > 1 and contestants else (),
         reading=_READING,
     )
@@ -123,9 +152,9 @@ def contestants_of(group: Iterable[StoredRecord], results: Results) -> list[Cont
             continue
         model = records[0].record.spec.model
         described, note = described_by(model, results, namesakes=ids.count(model.id))
-        failures = {attack_key(s.record.spec): s for s in records if s.record.status == "failed"}
+        unfinished = {attack_key(s.record.spec): s for s in records if s.record.status != "complete"}
         robust = intersection([s.record for s in answers.values()], results)
-        found.append(Contestant(answers, failures, described, model.id, note, robust))
+        found.append(Contestant(answers, unfinished, described, model.id, note, robust))
     return found
 
 
@@ -143,17 +172,37 @@ def described_by(model: ModelIdentity, results: Results, *, namesakes: int) -> t
 
 
 def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool_]:
-    """Return which examples stand every attack; raise UnsafeFile if the rows are of different examples."""
+    """Return which examples stand every attack, of those that all records have.
+
+    Raises UnsafeFile if the rows are of different examples; sequential ones may be the beginnings of one drawing.
+    """
     rows = [results.outcomes(record) for record in records]
-    stands = np.ones(len(rows[0]["robust"]), dtype=np.bool_)
+    common = common_examples(records, results)
+    stands = np.ones(len(common), dtype=np.bool_)
     for record, own in zip(records, rows, strict=True):
-        if not np.array_equal(own["example_id"], rows[0]["example_id"]):
+        shared = np.isin(own["example_id"], common)
+        whole = record.sequence is not None or shared.all()
+        if not (whole and np.array_equal(own["example_id"][shared], common)):
             raise UnsafeFile(
                 f"records {records[0].spec.identity} and {record.spec.identity} name the same examples, but "
                 f"their outcomes hold different ones; delete both and evaluate {record.spec.model.id} again"
             )
-        stands &= own["robust"]
+        stands &= own["robust"][shared]
     return stands
+
+
+def common_examples(records: Iterable[EvalRecord], results: Results) -> NDArray[np.int64]:
+    """Return the examples that all records have: those of the shortest, where they stopped early."""
+    return min((results.outcomes(record)["example_id"] for record in records), key=len)
+
+
+def worst_case_interval(robust: NDArray[np.bool_], record: EvalRecord) -> tuple[float, float]:
+    """Return the 95 % interval of the worst case: of a sequential evaluation the one that holds at any stopping."""
+    successes, n = int(robust.sum()), len(robust)
+    if record.sequence is None:
+        return wilson(successes, n)
+    low, high = bounds(successes, n, record.sequence.of)
+    return low / record.sequence.of, high / record.sequence.of
 
 
 def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str], results: Results) -> Grid:
@@ -165,7 +214,8 @@ def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str],
     rows, cells = [], []
     for contestant in contestants:
         own = [key for key in order if key in contestant.answers]
-        broken = [fallen(contestant.answers[key].record, results) for key in own]
+        common = common_examples((s.record for s in contestant.answers.values()), results)
+        broken = [fallen(contestant.answers[key].record, common, results) for key in own]
         first, times = first_breaker(broken), np.sum(broken, axis=0)
         for position, key in enumerate(own):
             rows.append((contestant.name, attacks[key]))
@@ -185,10 +235,10 @@ def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str],
     )
 
 
-def fallen(record: EvalRecord, results: Results) -> NDArray[np.bool_]:
-    """Return which examples `(N,)` were right without the attack and fell to it."""
+def fallen(record: EvalRecord, examples: NDArray[np.int64], results: Results) -> NDArray[np.bool_]:
+    """Return which of the `examples` `(N,)` were right without the attack and fell to it."""
     rows = results.outcomes(record)
-    found: NDArray[np.bool_] = rows["attacked"] & ~rows["robust"]
+    found: NDArray[np.bool_] = (rows["attacked"] & ~rows["robust"])[np.isin(rows["example_id"], examples)]
     return found
 
 
@@ -205,9 +255,9 @@ def share_cell(hits: NDArray[np.bool_], *, note: str | None = None) -> Cell:
 
 
 def _passes(key: str, contestants: Iterable[Contestant]) -> float:
-    """Return what an attack took per model that has been through it."""
-    costs = [c.answers[key].record.cost for c in contestants if key in c.answers]
-    return sum(cost.forward_passes + cost.backward_passes for cost in costs) / max(1, len(costs))
+    """Return what an attack took per image, on average over the models that have been through it."""
+    costs = [passes_per_example(c.answers[key].record) for c in contestants if key in c.answers]
+    return sum(costs) / max(1, len(costs))
 
 
 def attack_key(spec: EvalSpec) -> str:
@@ -258,6 +308,12 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
             role="accuracy",
             description="Images still correct after every attack, decided image by image.",
         ),
+        Column(
+            key="reliability",
+            title="Reliability",
+            role="label",
+            description="Signs that the attacks were too weak for this model, on a sample of the images.",
+        ),
         Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
         *(
             Column(key=title, title=title, role="accuracy", description=f"Images still correct after {title}.")
@@ -289,6 +345,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
     first = next(iter(own.values()))
     strongest = min(own, key=lambda key: own[key].record.robust.successes)
     n, card = len(contestant.robust), contestant.card.card if contestant.card else None
+    low, high = worst_case_interval(contestant.robust, first.record)
     costs = [stored.record.cost for stored in own.values()]
     top5 = first.record.clean_top5
     return (
@@ -296,10 +353,14 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=contestant.name, model=contestant.name if card else None, note=contestant.note),
         Cell(value=first.record.spec.model.architecture.name),
         Cell(value=trained_against(card)),
-        share_cell(
-            contestant.robust,
+        Cell(
+            value=contestant.worst_case,
+            low=low,
+            high=high,
+            n=n,
             note=f"over {len(own)} of {len(attacks)} attacks" if missing else None,
         ),
+        reliability_cell(contestant),
         proportion_cell(
             first.record.clean,
             record=first.path,
@@ -309,17 +370,61 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=attacks[strongest]),
         Cell(value=card.parameter_count if card else None),
         Cell(value=card.training_seconds if card else None),
-        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / n),
+        Cell(value=sum(passes_per_example(stored.record) for stored in own.values())),
         Cell(value=sum(cost.seconds for cost in costs)),
     )
+
+
+def flags(contestant: Contestant) -> list[Diagnostic]:
+    """Return the flags that no attack on this model has cleared, as raised against the strongest attack.
+
+    A flag says of one attack that it was too weak. Where another one of the model's attacks passed the same check,
+    the worst case does not suffer from it.
+    """
+    strongest_first = sorted(contestant.answers.values(), key=lambda s: (s.record.robust.successes, s.path))
+    made = [d for stored in strongest_first for d in stored.record.diagnostics]
+    passed = {d.name for d in made if d.verdict == "ok"}
+    raised = {d.name: d for d in reversed(made) if d.verdict == "flag" and d.name not in passed}
+    return [raised[name] for name in dict.fromkeys(d.name for d in made) if name in raised]
+
+
+def reliability_cell(contestant: Contestant) -> Cell:
+    """Return the names of the flags; no value where nothing was looked at."""
+    raised = flags(contestant)
+    if raised:
+        return Cell(value=", ".join(d.name for d in raised), warning="\n".join(warnings(contestant)))
+    made = [d for stored in contestant.answers.values() for d in stored.record.diagnostics]
+    looked_at = any(d.verdict == "ok" and d.name not in FROM_ROWS for d in made)
+    return Cell(value="no flags") if looked_at else Cell(note="not examined")
+
+
+def warnings(contestant: Contestant) -> list[str]:
+    """Return one line for each flag, with what a stronger attack left."""
+    return [
+        f"{d.name}: {d.evidence}"
+        + (f" ({d.robust_then.successes} of {d.robust_then.n} still stand)" if d.robust_then else "")
+        for d in flags(contestant)
+    ]
 
 
 def attack_cell(contestant: Contestant, key: str) -> Cell:
     """Return the accuracy under one attack, or why there is none."""
     if key in contestant.answers:
         answer = contestant.answers[key]
-        return proportion_cell(answer.record.robust, record=answer.path)
-    return Cell(note="failed" if key in contestant.failures else "not evaluated")
+        if answer.record.sequence is None:
+            return proportion_cell(answer.record.robust, record=answer.path)
+        share, sequence = answer.record.robust, answer.record.sequence
+        note = f"{share.n:,} of {sequence.of:,}, sequential"
+        return Cell(value=share.value, low=sequence.low, high=sequence.high, n=share.n, record=answer.path, note=note)
+    if key not in contestant.unfinished:
+        return Cell(note="not evaluated")
+    record = contestant.unfinished[key].record
+    return Cell(note="failed" if record.status == "failed" else f"stopped at {record.robust.n:,}")
+
+
+def passes_per_example(record: EvalRecord) -> float:
+    """Return the mean number of forward and backward passes of an evaluation's examples."""
+    return (record.cost.forward_passes + record.cost.backward_passes) / record.robust.n
 
 
 def trained_against(card: ModelCard | None) -> str | None:
@@ -330,10 +435,13 @@ def trained_against(card: ModelCard | None) -> str | None:
 
 
 def remark(record: EvalRecord) -> str:
-    """Return one line on an evaluation that failed."""
+    """Return one line on an evaluation that failed or was stopped."""
+    question = f"{record.spec.model.id} under {record.spec.attack.name}"
+    if record.status == "partial":
+        answered = f"{record.robust.n:,} of {record.spec.examples.count:,} images"
+        return f"{question} was stopped after {answered} and does not count: asked again, it goes on from there"
     reasons = [f"{e.kind} in {e.count} examples from {e.first_id} on: {e.message}" for e in record.errors[:1]]
     more = f" (and {len(record.errors) - 1} more)" if len(record.errors) > 1 else ""
-    question = f"{record.spec.model.id} under {record.spec.attack.name}"
     return f"{question} failed and does not count: {''.join(reasons) or 'no reason recorded'}{more}"
 
 

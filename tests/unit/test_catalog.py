@@ -42,6 +42,39 @@ def test_reads_entry_presets_and_parameters_without_importing(read):
     }
 
 
+def test_a_preset_may_have_fewer_norms(read):
+    text = GOOD.replace('norms=("L2",)', 'norms=("L2", "Linf"), preset_norms={"wiggle-9": ("Linf",)}')
+    found = read(text)
+    assert found["wiggle"].facts["norms"] == ("L2", "Linf")
+    assert found["wiggle-9"].facts["norms"] == ("Linf",)
+    with pytest.raises(catalog.PluginError, match="norms to 'wiggle-8', which is none of its presets"):
+        read(text.replace('preset_norms={"wiggle-9"', 'preset_norms={"wiggle-8"'))
+
+
+def test_what_an_attack_costs_is_read_as_data(read):
+    plugin = read(GOOD)["wiggle-9"]
+    assert plugin.passes(plugin.settings(), classes=10) == (9, 0)
+    plugin = read(GOOD.replace("version=2", 'version=2, passes="2 * steps + classes", queries="100"'))["wiggle"]
+    assert plugin.passes(plugin.settings(), classes=10) == (16, 100)
+
+
+@pytest.mark.parametrize(
+    ("cost", "problem"),
+    [
+        ('passes="steps * restart"', "passes names restart, which is no whole-number parameter"),
+        ('queries="size"', "queries names size, which is no whole-number parameter"),
+        ('passes="steps ** 2"', "cannot be read"),
+        ('passes="len(scales)"', "cannot be read"),
+        ('passes="steps *"', "cannot be read"),
+        ("passes=3", "cannot be read"),
+        ('passes="1.5 * steps"', "cannot be read"),
+    ],
+)
+def test_a_cost_that_cannot_be_computed_is_refused(read, cost, problem):
+    with pytest.raises(catalog.PluginError, match=problem):
+        read(GOOD.replace("version=2", f"version=2, {cost}"))
+
+
 def test_settings_are_typed_by_the_annotation(read):
     plugin = read(GOOD)["wiggle"]
     typed = plugin.settings({"steps": "7", "size": "2/255", "loss": "margin", "fast": "true"})

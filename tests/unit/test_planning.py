@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from robench import catalog, planning
@@ -82,7 +84,19 @@ def test_a_norm_that_an_attack_lacks_is_refused_before_any_work(monkeypatch):
 
 def test_estimates_bound_the_cost():
     (spec,) = planning.plan(request(attacks=["pgd-20:restarts=3"]))
-    assert planning.estimate(spec, [], "cpu") == planning.Estimate(500 * 60, None)
+    assert planning.estimate(spec, [], "cpu") == planning.Estimate(500 * 60, 0, None)
+    assert planning.estimate(spec, [], "cpu", done=100) == planning.Estimate(400 * 60, 0, None)
+    (one,) = planning.plan(request(attacks=["fgsm"]))
+    assert planning.estimate(one, [], "cpu") == planning.Estimate(500, 0, None)
+
+
+def test_an_attack_says_itself_what_it_costs(monkeypatch):
+    (spec,) = planning.plan(request())
+    plugin = catalog.find("attacks", "pgd")
+    costs = {"passes": "steps * (classes + 2)", "queries": "steps * restarts + 7"}
+    entry = dataclasses.replace(plugin, facts={**plugin.facts, **costs})
+    monkeypatch.setattr(catalog, "find", lambda kind, name: entry)
+    assert planning.estimate(spec, [], "cpu", classes=10) == planning.Estimate(500 * 20 * 12, 500 * 27, None)
 
 
 def test_suites_are_checked_as_a_whole(monkeypatch, tmp_path):

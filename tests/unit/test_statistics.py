@@ -11,7 +11,7 @@ from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
 from robench.errors import UserError
-from robench.statistics import mean_interval, median_ranks, proportion, wilson
+from robench.statistics import exceeds, mean_interval, median_ranks, proportion, wilson
 
 GRID = [(k, n) for n in (1, 2, 7, 100, 10_000) for k in sorted({0, 1, n // 3, n // 2, n - 1, n})]
 
@@ -46,6 +46,22 @@ def test_no_share(successes: int, n: int) -> None:
     for interval in (proportion, wilson):
         with pytest.raises(UserError, match=f"{successes} of {n} is no share"):
             interval(successes, n)
+
+
+@pytest.mark.parametrize("n", [1, 5, 50, 128, 10_000])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5])
+def test_exceeds_is_the_exact_binomial_test(n: int, share: float) -> None:
+    level = 0.01
+    # Of every count: the smallest that exceeds is the smallest whose tail is no likelier than the level.
+    smallest = next((k for k in range(n + 1) if binom.sf(k - 1, n, share) <= level), n + 1)
+    assert [k for k in range(max(0, smallest - 3), min(n, smallest + 3) + 1) if exceeds(k, n, share)] == list(
+        range(smallest, min(n, smallest + 3) + 1)
+    )
+    assert not exceeds(0, n, share)
+
+
+def test_nothing_of_nothing_exceeds() -> None:
+    assert not exceeds(0, 0, 0.01)
 
 
 def test_wilson_costs_no_heavy_import() -> None:

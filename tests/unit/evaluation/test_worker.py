@@ -47,7 +47,7 @@ def test_batch_size_and_shards_change_no_outcome_in_float64(model, images, spec_
 
 def test_rows_say_what_happened(model, images, spec_of):
     spec, ids = spec_of()
-    (result,) = answer(model, images, spec, ids, keep_adversarials=True)
+    (result,) = answer(model, images, spec, ids, keep_adversarials="left")
     rows = result.rows
     assert (rows["attacked"] == (rows["clean_prediction"] == rows["label"])).all()
     assert not rows["attacked"][::10].any()
@@ -208,7 +208,7 @@ def test_seed_and_restart_change_the_start(model, images, spec_of):
     short = "pgd:steps=1,step_size=0.001"
     for attack, seed in ((short, 0), (short, 1), (f"{short},restarts=2", 0)):
         spec, ids = spec_of(attack=attack, seed=seed)
-        found.append(answer(model, images, spec, ids, keep_adversarials=True)[0].adversarial_images)
+        found.append(answer(model, images, spec, ids, keep_adversarials="left")[0].adversarial_images)
     for i, one in enumerate(found):
         for other in found[i + 1 :]:
             assert (np.abs(one - other).max(axis=(1, 2, 3)) > 1e-3).mean() > 0.5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import card, first_of, put, record, rows, spec
+from synthetic import card, diagnostic, first_of, put, record, rows, spec
 
 from robench.errors import UnsafeFile
 from robench.leaderboards.robustness import first_breaker, robustness
@@ -45,7 +45,7 @@ def test_the_worst_case_is_the_intersection(store: Store) -> None:
     for cell in table.column("worst_case"):
         assert cell.low <= cell.value <= cell.high
         assert cell.n == 50
-    assert [column.key for column in table.columns][6:9] == ["fgsm", "pgd-20", "pgd-100"]
+    assert [column.key for column in table.columns][7:10] == ["fgsm", "pgd-20", "pgd-100"]
 
 
 def test_disjoint_weaknesses_add_up(store: Store) -> None:
@@ -201,3 +201,20 @@ def test_the_cheapest_attack_is_tried_first(store: Store) -> None:
     assert grid.rows == (("a", "beta"), ("a", "alpha"))
     assert [cells[1].value for cells in grid.cells] == [0.6, 0.0]
     assert first_breaker([np.array([False, True]), np.array([False, True])]).tolist() == [-1, 0]
+
+
+def test_a_flag_stands_until_another_attack_passes_its_check(store: Store) -> None:
+    def answer(model, attack, robust, *signs):
+        put(store, spec(model, attack), first_of(50, robust), diagnostics=tuple(diagnostic(*sign) for sign in signs))
+
+    answer("cleared", "fgsm", 40, ("not-converged", "flag"), ("zero-gradients",))
+    answer("cleared", "pgd-20", 30, ("not-converged",), ("zero-gradients",))
+    answer("flagged", "fgsm", 28, ("not-converged", "flag"), ("zero-gradients", "flag"))
+    answer("flagged", "pgd-20", 29, ("not-converged", "flag"), ("zero-gradients", "not applicable"))
+    answer("unseen", "fgsm", 20)
+    answer("unseen", "pgd-20", 20, ("eight-bit",), ("zero-gradients", "not applicable"))
+    (table,) = tables(store)
+    assert values(table, "reliability") == ["no flags", "not-converged, zero-gradients", None]
+    assert [cell.note for cell in table.column("reliability")] == [None, None, "not examined"]
+    assert len(table.warnings) == 2
+    assert all(warning.startswith("flagged: ") and "10 of 40 still stand" in warning for warning in table.warnings)
