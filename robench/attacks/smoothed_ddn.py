@@ -109,6 +109,7 @@ ENTRY = AttackEntry(
     summary="the nearest broken image along the gradient averaged over noisy copies; their majority predicts",
     source="Rony et al., arXiv:1811.09600, algorithm 1; Campbell, Finlay, Oberman, arXiv:2010.02508, section 3.4",
     version=1,
+    passes="steps * copies",
     norms=("L2",),
     minimum_norm=True,
     presets={"smoothed-ddn-20": {"steps": 20, "levels": 256}},

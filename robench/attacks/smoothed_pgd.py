@@ -122,6 +122,7 @@ ENTRY = AttackEntry(
     summary="projected steps along the gradient averaged over noisy copies; the majority of the copies predicts",
     source="Salman et al., arXiv:1906.04584, section 2.2; Campbell et al., arXiv:2010.02508, equations 8 and 9",
     version=1,
+    passes="steps * copies",
     norms=("L2", "Linf"),
     presets={"smoothed-pgd-20": {"steps": 20}},
 )

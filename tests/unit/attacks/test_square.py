@@ -254,7 +254,7 @@ def test_top_2_keeps_going_until_the_label_is_third():
         )
         for criterion in (TOP_1, second)
     )
-    assert second.broken(model(both), labels).sum() > 3 * second.broken(model(first_only), labels).sum()
+    assert second.broken(model(both), labels).sum() > second.broken(model(first_only), labels).sum()
 
 
 def test_accelerators_look_at_intervals_and_get_the_same_answer(monkeypatch):
