@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from robench import planning
+from robench.backends import NATIVE
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -54,6 +55,9 @@ def evaluate(
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Whose attacks: native, foolbox, art or autoattack (`robench show foolbox`).")
+    ] = NATIVE,
     threat: Annotated[
         list[str] | None,
         typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."),
@@ -144,6 +148,7 @@ def evaluate(
         decision=Decision(top_k=top_k, votes=votes, sigma=sigma, repeats=repeats),
         until=None if until is None else interval_width(until),
         suite=chosen,
+        backend=backend,
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
@@ -196,6 +201,7 @@ class Options:
     decision: Decision = PLAIN
     until: float | None = None
     suite: planning.Suite | None = None
+    backend: str = NATIVE
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,10 @@ def prepare(name: str, options: Options) -> Job:
 
     card, dataset = _card_and_dataset(name, options)
     facts = dataset_facts(dataset, options.workspace)
+    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    for threat in threats:
+        for text in options.attacks:  # before anything is loaded
+            planning.identify_attack(text, threat, options.decision, backend=options.backend)
     images = open_split(dataset, "test", options.workspace)
     loaded: LoadedModel | None = None
     if card is None:
@@ -241,7 +251,6 @@ def prepare(name: str, options: Options) -> Job:
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
     chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
-    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(
         model=identity,
@@ -253,6 +262,7 @@ def prepare(name: str, options: Options) -> Job:
         decision=options.decision,
         until=options.until,
         suite=options.suite,
+        backend=options.backend,
     )
     return Job(identity, card, dataset, images, ids, planning.plan(request), loaded)
 
@@ -438,7 +448,8 @@ def _print_plan(questions: Sequence[Planned], *, json_output: bool) -> None:
             "examples": q.spec.examples.count,
             "until": q.spec.until,
             "threat": str(q.spec.threat),
-            "attack": q.spec.attack.name,
+            "attack": q.spec.attack.title,
+            "backend": q.spec.attack.backend,
             "parameters": q.spec.attack.parameters,
             "seed": q.spec.seed,
             "precision": q.spec.precision,
@@ -486,7 +497,7 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
         if record.robust.n < spec.examples.count:
             of = f"{record.robust.n:,} {'drawn' if record.status == 'complete' else 'answered'} of {of}"
         shares = [percent(record.clean), _robust(record)]
-        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, *shares, spec.identity])
+        rows.append([spec.model.id, str(spec.threat), spec.attack.title, of, *shares, spec.identity])
     if any(record.clean_top5 for record in records):
         columns.insert(5, "clean top-5")
         for row, record in zip(rows, records, strict=True):

@@ -95,7 +95,7 @@ class Campaign:
             first = failed[0]
             causes = [f"{error.kind}: {error.message}" for error in first.errors]
             raise EvaluationFailed(
-                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.name} on "
+                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.title} on "
                 f"{first.spec.model.id}: {causes[0] if causes else 'examples are missing; run it again'}"
             )
         return records

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
+from robench.backends import NATIVE, attack_of
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import RobenchError
@@ -227,10 +228,11 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
         _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
+        attack, draws = attack_of(spec.attack, spec.threat.norm), random.at(spec.attack.entry)
         rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
         offered = {"criterion": criterion, "training_moments": self.training_moments}
-        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
+        wanted = plugin.supplied if spec.attack.library == NATIVE else ()
+        supplied = {name: value for name, value in offered.items() if name in wanted}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
