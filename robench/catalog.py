@@ -79,7 +79,8 @@ class AttackEntry:
     """Written the same way: how many forward passes without a backward pass."""
     minimum_norm: bool = False
     """It looks for the nearest adversarial example at any distance and does not use the threat's epsilon: what it
-    returns may lie outside the ball, and where it finds nothing it returns the image itself."""
+    returns may lie outside the ball, and where it finds nothing it returns the image itself. One that has a parameter
+    `stop_within_epsilon` is an attack on the ball where that is true."""
     budget: Literal["ball", "none"] = "ball"
     """`none`: its noise has epsilon as a scale and no bound. Nothing says that the answer lies in the ball of a norm,
     so it is judged wherever it lies, and stands apart from the threat model's worst case. A parameter `clip` of such an
@@ -88,6 +89,27 @@ class AttackEntry:
     """Further catalog names: parameters fixed under a name (`pgd-20`)."""
     preset_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """`norms` of the presets whose numbers make sense for some of them only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendEntry:
+    """Another library's attacks: ``search(model, images, labels, question) -> adversarial images``
+    (:mod:`robench.backends`).
+    """
+
+    name: str
+    search: Callable[..., Any]
+    summary: str
+    source: str
+    version: int
+    """Of the adapter: raise it when the same parameters would give other numbers with the same library."""
+    distribution: str
+    """What `pip install` knows the library as."""
+    precisions: tuple[str, ...]
+    """Of the search, that the library keeps to."""
+    offers: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """What it can do, by the name of the attack's entry: the forms, as fields of :class:`robench.backends.Offer`."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +188,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "attacks": Kind("attacks", "attack", "AttackEntry", "attack"),
+    "backends": Kind("backends", "backend", "BackendEntry", "search"),
     "defenses": Kind("defenses", "defense", "DefenseEntry", "objective"),
     "architectures": Kind("architectures", "architecture", "ArchitectureEntry", "build"),
     "datasets": Kind("datasets", "data set", "DatasetEntry", "load"),

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
+from robench.backends import NATIVE, attack_of
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import RobenchError
+from robench.evaluation.adversarials import Misclassified
 from robench.evaluation.deadline import Deadline, OutOfTime, Pace
 from robench.evaluation.judging import Answer, Judge
 from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
 from robench.evaluation.training_moments import TrainingMoments
-from robench.evaluation.verification import find_violation, inside_ball
+from robench.evaluation.verification import rules_of
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
-from robench.planning import is_bounded, is_minimum_norm
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
 from robench.target import Ledger, Target
@@ -54,7 +55,7 @@ class Worker:
         device: torch.device,
         precision: Precision,
         batch_size: int | None = None,
-        keep_adversarials: bool = False,
+        keep_adversarials: Misclassified | None = None,
         training: Callable[[], ImageSet] | None = None,
         deadline: Deadline | None = None,
     ) -> None:
@@ -66,7 +67,8 @@ class Worker:
             device: where everything runs.
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
-            keep_adversarials: return the images with the outcomes.
+            keep_adversarials: return the images with the outcomes, those of examples that are wrong without an attack
+                left as they are, or attacked, too: nothing but their images tells.
             training: opens the training split, for attacks that ask for its moments.
             deadline: when to stop, in the middle of a shard if need be.
         """
@@ -97,7 +99,7 @@ class Worker:
         started = time.perf_counter()
         ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
-        kept: list[NDArray[np.float32]] = []
+        kept: list[NDArray[Any]] = []
         pace = self._pace_of(shard.spec)
         try:
             for batch in self._batches(shard, pace):
@@ -106,7 +108,7 @@ class Worker:
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
-                    kept.append(adversarial.float().cpu().numpy())
+                    kept.append(adversarial.cpu().numpy())
                 if pace:
                     pace.end(len(batch.ids))
         except OutOfTime:
@@ -192,8 +194,7 @@ class Worker:
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        counted = inside_ball(length[spec.threat.norm], spec.threat) if is_bounded(spec) else True
-        fallen = broken & counted
+        fallen = broken & rules_of(spec).counts(difference)
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
         answer = Answer(adversarial, labels, broken)
@@ -212,9 +213,13 @@ class Worker:
             "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
             "broken_in_8_bit": self.judge.broken_in_8_bit(spec, answer, random).cpu().numpy(),
             "wrong_decisions": self.judge.wrong_decisions(spec, answer, attacked, random).cpu().numpy(),
-            "broken_by": np.where(robust, "", np.array(ledger.broken_by, dtype=np.str_)),
+            "broken_by": np.where(broken.cpu().numpy(), np.array(ledger.broken_by, dtype=np.str_), ""),
             **_passes_of(ledger),
         }
+        if self.keep_adversarials == "attacked" and not right.all():
+            others = torch.from_numpy(~right).to(self.device).nonzero().squeeze(1)
+            uncounted = Ledger.of(len(ids), self.device)
+            adversarial[others] = self._attack(spec, batch, rows=others, ledger=uncounted, random=random)[0]
         return rows, adversarial
 
     def _attack(
@@ -223,12 +228,11 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
         _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
-        ball = None if is_minimum_norm(spec) or not is_bounded(spec) else spec.threat
-        box = is_bounded(spec) or bool(spec.attack.parameters.get("clip", True))
-        criterion = Criterion(spec.decision.top_k)
+        attack, draws = attack_of(spec.attack, spec.threat.norm), random.at(spec.attack.entry)
+        rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
         offered = {"criterion": criterion, "training_moments": self.training_moments}
-        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
+        wanted = plugin.supplied if spec.attack.library == NATIVE else ()
+        supplied = {name: value for name, value in offered.items() if name in wanted}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
@@ -249,7 +253,7 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, ball, box=box):
+            if violation := rules.violation(found, clean):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial

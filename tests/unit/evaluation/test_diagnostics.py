@@ -125,6 +125,7 @@ def test_some_saturated_examples_are_enough():
 def test_rounded_inputs_light_zero_gradients_and_fall_to_a_black_box():
     diagnostics, _ = examine(canaries.Quantised(canaries.robust()), shared="rounded")
     assert flags(diagnostics) >= {"zero-gradients", "loss-does-not-rise", "epsilon-not-fatal", "black-box-stronger"}
+    assert "leaves 50 of 50 standing" in diagnostics["epsilon-not-fatal"].evidence, "walks begin at the image"
     assert is_told(diagnostics["black-box-stronger"], 50)
     assert "square" in diagnostics["black-box-stronger"].stronger
     assert "not-converged" not in flags(diagnostics)
