@@ -9,6 +9,7 @@
     │   ├── UnsafeFile      (2)     a file that would run code, is damaged, or does not match its hash
     │   └── PreflightFailed (2)     the model breaks the classifier contract; an evaluation would mislead
     ├── StorageError        (2)     a folder cannot be written, or a disk is full
+    ├── Unfinished          (4)     --max-seconds are over; what was answered is kept in partial records
     └── EvaluationFailed    (3)     an attack crashed or returned something invalid; the record says so, never ranks
 """
 
@@ -52,6 +53,12 @@ class PreflightFailed(UserError):
 
 class StorageError(RobenchError):
     """Results or weights could not be written."""
+
+
+class Unfinished(RobenchError):
+    """The time that was allowed is up, and not every question has its answer."""
+
+    exit_code = 4
 
 
 class EvaluationFailed(RobenchError):

@@ -25,8 +25,6 @@ Goal = Callable[[Tensor, Tensor, Tensor], Tensor]
 _MOMENTUM_SPLIT = 0.75
 #: Share of the steps between two checkpoints that must increase the loss; "rho" of condition 1, section 3.2.
 _INCREASES = 0.75
-#: On an accelerator looking at which examples are broken makes the host wait, so it is done at intervals of steps.
-_STEPS_BETWEEN_COMPACTIONS = 5
 
 
 def apgd(
@@ -141,6 +139,11 @@ def checkpoints(steps: int) -> Iterator[int]:
         before, now = now, now + max(now - before - 0.03, 0.06)
 
 
+def _steps_between_compactions(device: torch.device) -> int:
+    """Return how often it is looked at who is broken: on an accelerator that makes the host wait."""
+    return 1 if device.type == "cpu" else 5
+
+
 @dataclass
 class Position:
     """Where the examples that still stand are. Tensors have one entry for each of them."""
@@ -241,7 +244,7 @@ class Climb:
         at = Position.at(start, images, labels, aims=aims, radius=self.threat.radius)
         result, standing = start.clone(), torch.ones_like(labels, dtype=torch.bool)
         rows = torch.arange(len(images), device=images.device)
-        interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
+        interval = _steps_between_compactions(images.device)
         due, last_checkpoint = set(checkpoints(self.steps)), 0
         for step in range(self.steps + 1):
             loss, broken, gradient = self._look(model, at, goal, with_gradient=step < self.steps)
@@ -289,6 +292,7 @@ ENTRY = AttackEntry(
     summary="gradient steps with momentum that set their own size",
     source="Croce and Hein, arXiv:2003.01690, section 3 and Algorithm 1",
     version=1,
+    passes="steps * restarts * max(1, min(targets, classes - 1)) * eot_copies",
     norms=("Linf", "L2"),
     presets={
         "apgd-ce": {"loss": "ce"},

@@ -29,8 +29,6 @@ _SCHEDULE_BUDGET = 10_000
 _SQUARES_PER_DRAW = 500
 #: How far an example looks ahead for a square that would change it: so many squares, but not more pixels.
 _SQUARES_AHEAD, _PIXELS_AHEAD = 8, 4096
-#: On an accelerator looking at who is done makes the host wait, so it is done at intervals of queries.
-_QUERIES_BETWEEN_COMPACTIONS = 20
 
 
 def square(
@@ -69,21 +67,26 @@ def square(
     """
     result = images.detach().clone()
     rows = torch.arange(len(images), device=images.device)
-    shares = [p_init / 2**halvings for halvings in _halvings(queries, schedule_queries)]
+    covered = shares(p_init, queries, schedule_queries)
     begin = Signs.begin if threat.norm == "Linf" else Windows.begin
     for restart in range(restarts):
         if len(rows) == 0:
             break
-        search = begin(images[rows], threat, random[rows].at("restart", restart), shares)
+        search = begin(images[rows], threat, random[rows].at("restart", restart), covered)
         result[rows], standing = _search(narrowed(model, rows), labels[rows], search, criterion)
         rows = rows[standing]
     return result
 
 
-def _halvings(queries: int, schedule_queries: int) -> list[int]:
-    """Return for each query how often the share was halved before it."""
+def shares(p_init: float, queries: int, schedule_queries: int) -> list[float]:
+    """Return for each query the share of the image's pixels that its square covers: section 5 of the paper."""
     scale = _SCHEDULE_BUDGET / schedule_queries
-    return [sum(int(query * scale) > after for after in _HALVINGS) for query in range(queries)]
+    return [p_init / 2 ** sum(int(query * scale) > after for after in _HALVINGS) for query in range(queries)]
+
+
+def _queries_between_compactions(device: torch.device) -> int:
+    """Return how often it is looked at who is done: on an accelerator that makes the host wait."""
+    return 1 if device.type == "cpu" else 20
 
 
 class Search(Protocol):
@@ -116,7 +119,7 @@ def _search(model: nn.Module, labels: Tensor, search: Search, criterion: Criteri
     result = search.points().clone()
     standing = torch.ones_like(labels, dtype=torch.bool)
     rows = torch.arange(len(labels), device=labels.device)
-    interval = 1 if labels.device.type == "cpu" else _QUERIES_BETWEEN_COMPACTIONS
+    interval = _queries_between_compactions(labels.device)
     logits = model(result)
     best, fallen = criterion.margin(logits, labels), criterion.broken(logits, labels)
     for turn in itertools.count():
@@ -129,12 +132,13 @@ def _search(model: nn.Module, labels: Tensor, search: Search, criterion: Criteri
                     break
                 rows, labels, model, search = rows[keep], labels[keep], narrowed(model, keep), search[keep]
                 best, fallen = best[keep], fallen[keep]
+        # Who is done stays as it is until it leaves.
+        going = ~(fallen | search.exhausted())
         logits = model(search.propose())
         margin, broken = criterion.margin(logits, labels), criterion.broken(logits, labels)
-        # Who has fallen stays as it fell until it leaves.
-        better = ((margin > best) | broken) & ~fallen
+        better = ((margin > best) | broken) & going
         search.keep(better)
-        best, fallen = torch.where(better, margin, best), fallen | broken
+        best, fallen = torch.where(better, margin, best), fallen | (broken & going)
     return result, standing
 
 
@@ -235,7 +239,7 @@ class Signs:
     def propose(self) -> Tensor:
         """Return each example with its next square that changes it; with the last of those ahead, if none does."""
         query, channels = self._next_change(), self.images.shape[1]
-        pixels = self.draws.pixels(self.rows, query, square=0, room=self.draws.sizes[self.turn])
+        pixels = self.draws.pixels(self.rows, query, square=0, room=self._room())
         pixels = pixels[:, None].expand(-1, channels, -1)
         upper = self.draws.coins[self.rows, query][:, :, None].expand(pixels.shape)
         self.candidates = self.best.scatter(2, pixels, _end(self.images.gather(2, pixels), upper, self.radius))
@@ -248,9 +252,13 @@ class Signs:
         self.best = _replaced(self.best, self.candidates, better)
         self.signs = _replaced(self.signs, self.candidates_signs, better)
 
+    def _room(self) -> int:
+        """Return what is at least the side of everybody's next square."""
+        return self.draws.sizes[min(self.turn, len(self.draws.sizes) - 1)]
+
     def _next_change(self) -> Tensor:
         """Return `(n,)` int64: the next query of each example whose square is not there already."""
-        last, room = len(self.draws.sizes) - 1, self.draws.sizes[self.turn]
+        last, room = len(self.draws.sizes) - 1, self._room()
         ahead = min(max(_PIXELS_AHEAD // room**2, 1), _SQUARES_AHEAD)
         queries = (self.query[:, None] + torch.arange(ahead, device=self.rows.device)).clamp_max(last)
         pixels = self.draws.pixels(self.rows[:, None], queries, square=0, room=room).flatten(1)
@@ -322,7 +330,8 @@ class Windows:
 
     def propose(self) -> Tensor:
         """Return each example with its next window (Algorithm 3)."""
-        size, query = self.draws.sizes[self.query], torch.full_like(self.rows, self.query)
+        now = min(self.query, len(self.draws.sizes) - 1)
+        size, query = self.draws.sizes[now], torch.full_like(self.rows, now)
         offset = (self.best - self.images).flatten(2)
         here, there = (
             self.draws.pixels(self.rows, query, square=k, room=size)[:, None].expand(-1, offset.shape[1], -1)
@@ -331,7 +340,7 @@ class Windows:
         union = torch.zeros_like(offset).scatter(2, here, 1.0).scatter(2, there, 1.0)
         unused = (self.threat.radius**2 - offset.square().sum((1, 2))).clamp_min(0.0)
         available = ((offset * union).square().sum(2) + unused[:, None] / offset.shape[1]).sqrt()
-        coins = self.draws.coins[self.rows, self.query, :, None, None]
+        coins = self.draws.coins[self.rows, query][:, :, None, None]
         pattern = self.patterns[size]
         pattern = torch.where(coins[:, :1], pattern, pattern.T)
         pattern = torch.where(coins[:, 1:], pattern, -pattern).flatten(2)
@@ -394,5 +403,7 @@ ENTRY = AttackEntry(
     summary="random search by squares, which sees logits alone",
     source="Andriushchenko et al., arXiv:1912.00049, Algorithms 1 to 3",
     version=1,
+    passes="0",
+    queries="queries * restarts",
     norms=("Linf", "L2"),
 )

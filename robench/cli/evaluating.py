@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from robench import planning
+from robench.backends import NATIVE
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -20,19 +22,22 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.errors import UserError
+from robench.errors import Unfinished, UserError
+from robench.evaluation.deadline import Deadline
 from robench.records import PLAIN, Decision, EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
 from robench.registry import find_card, identity_of, is_reference
-from robench.threat_model import ThreatModel
+from robench.threat_model import ThreatModel, exact_fraction
 from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
+    from robench.classifier import Classifier
+    from robench.cli.progress import Outlook
     from robench.datasets import ImageSet
     from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
-_DEFAULT_EXAMPLES = 1000
+DEFAULT_EXAMPLES = 1000
 
 #: What models from these places classify unless --dataset says otherwise.
 _EXPECTED_DATA = {"torchvision": "imagenet", "timm": "imagenet"}
@@ -50,6 +55,9 @@ def evaluate(
     attack: Annotated[
         list[str] | None, typer.Option("--attack", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Whose attacks: native, foolbox, art or autoattack (`robench show foolbox`).")
+    ] = NATIVE,
     threat: Annotated[
         list[str] | None,
         typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."),
@@ -62,11 +70,26 @@ def evaluate(
         int | None,
         typer.Option(
             "--examples",
-            help=f"How many test examples (default {_DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
+            help=f"How many test examples (default {DEFAULT_EXAMPLES:,}): a prefix of a fixed shuffle.",
         ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTH",
+            help="1% or 0.01: draw the examples in random order and stop when the 95 % interval of the robust accuracy "
+            "on all of them, valid at any stopping, is no wider than this from end to end.",
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop after so long, counted from the first attack on; unfinished questions get partial records that "
+            "never rank, and the exit status is 4. The same command goes on."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the attacks' random numbers, and of the order of --until.")] = 0,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Right where the label is among so many.")] = 1,
     votes: Annotated[
         int, typer.Option(min=1, help="Forward passes that vote for one prediction: for models that are random.")
@@ -102,19 +125,20 @@ def evaluate(
     place = Workspace.locate(workspace, data_root)
     if examples is not None and all_examples:
         raise UserError("--examples and --all exclude each other; give one of them")
+    if max_seconds is not None and not max_seconds > 0:
+        raise UserError(f"--max-seconds {max_seconds:g} leaves no time; give a number above 0")
     if precision not in get_args(Precision):
         raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
     threats = [ThreatModel.parse(text) for text in threat or ()]
     attacks = list(attack or ())
-    if suite or not attacks:
-        attacks = [*planning.load_suite(suite or planning.DEFAULT_SUITE).attacks, *attacks]
+    chosen = planning.load_suite(suite or planning.DEFAULT_SUITE) if suite or not attacks else None
     for text in attacks:
         planning.attack_settings(text)
     by_default = examples is None and not all_examples
     options = Options(
         workspace=place,
         dataset=dataset,
-        examples=_DEFAULT_EXAMPLES if by_default else examples,
+        examples=DEFAULT_EXAMPLES if by_default else examples,
         examples_by_default=by_default,
         threats=threats,
         attacks=attacks,
@@ -122,26 +146,43 @@ def evaluate(
         precision=cast(Precision, precision),
         device=device,
         decision=Decision(top_k=top_k, votes=votes, sigma=sigma, repeats=repeats),
+        until=None if until is None else interval_width(until),
+        suite=chosen,
+        backend=backend,
     )
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
+    questions = planned(jobs, store, device)
     if dry_run:
-        _print_plan(jobs, store, device, json_output=json_output)
+        _print_plan(questions, json_output=json_output)
         return
-    records = [
-        r
-        for job in jobs
-        for r in run(
-            job,
-            options,
-            store,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            save_adversarials=save_adversarials,
-            quiet=json_output,
-        )
-    ]
+    how = Manner(
+        batch_size=batch_size,
+        shard_size=shard_size,
+        save_adversarials=save_adversarials,
+        quiet=json_output,
+        deadline=Deadline(max_seconds) if max_seconds else None,
+        outlook=_outlook(questions),
+    )
+    records = [r for job in jobs for r in run(job, options, store, how)]
     _print_records(records, json_output=json_output)
+    unfinished = len(questions) - sum(r.status == "complete" for r in records)
+    if unfinished:
+        raise Unfinished(
+            f"the {max_seconds:g} seconds are over and {unfinished} of {len(questions)} evaluations unfinished; "
+            "the same command goes on from there"
+        )
+
+
+def interval_width(text: str) -> float:
+    """Read a width, `1%` or `0.01`, as a share; raise UserError unless it is above 0 and below 1."""
+    try:
+        share = exact_fraction(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UserError(f"--until {text!r} is no width; write 1% or 0.01") from None
+    if not 0 < share < 1:
+        raise UserError(f"--until {text!r}: a width lies between 0 and 100 %; write 1% or 0.01")
+    return float(share)
 
 
 @dataclass(frozen=True)
@@ -158,6 +199,23 @@ class Options:
     precision: Precision
     device: str
     decision: Decision = PLAIN
+    until: float | None = None
+    suite: planning.Suite | None = None
+    backend: str = NATIVE
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How it is to be computed; nothing in here changes an answer."""
+
+    batch_size: int | None = None
+    shard_size: int | None = None
+    save_adversarials: bool = False
+    attack_misclassified: bool = False
+    """Save for examples that are wrong without an attack, too, what the attack makes of them."""
+    quiet: bool = False
+    deadline: Deadline | None = None
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True)
@@ -179,11 +237,12 @@ def prepare(name: str, options: Options) -> Job:
     """Find the model and the data, and plan; registered models cost no torch here."""
     from robench.datasets import dataset_facts, open_split, select_examples
 
-    card = None if is_reference(name) else find_card(name, options.workspace)[1]
-    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
-    if dataset is None:
-        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
+    card, dataset = _card_and_dataset(name, options)
     facts = dataset_facts(dataset, options.workspace)
+    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
+    for threat in threats:
+        for text in options.attacks:  # before anything is loaded
+            planning.identify_attack(text, threat, options.decision, backend=options.backend)
     images = open_split(dataset, "test", options.workspace)
     loaded: LoadedModel | None = None
     if card is None:
@@ -192,12 +251,50 @@ def prepare(name: str, options: Options) -> Job:
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
     chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
-    threats = list(options.threats) or [card.threat if card and card.threat else ThreatModel.parse(facts.threats[0])]
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(
-        identity, chosen, threats, options.attacks, options.seed, options.precision, options.decision
+        model=identity,
+        examples=chosen,
+        threats=threats,
+        attacks=options.attacks,
+        seed=options.seed,
+        precision=options.precision,
+        decision=options.decision,
+        until=options.until,
+        suite=options.suite,
+        backend=options.backend,
     )
     return Job(identity, card, dataset, images, ids, planning.plan(request), loaded)
+
+
+def prepare_together(names: Sequence[str], options: Options) -> list[Job]:
+    """Plan the same questions for several models: without --dataset and --threat those of the first model's data.
+
+    Raises UserError for models that were trained on other data than the first.
+    """
+    from robench.datasets import dataset_facts
+
+    dataset = _card_and_dataset(names[0], options)[1]
+    for name in names[1:]:
+        if (other := _card_and_dataset(name, options)[1]) != dataset:
+            raise UserError(f"--model {name} classifies {other}, {names[0]} {dataset}; name models of the same data")
+    facts = dataset_facts(dataset, options.workspace)
+    threats = list(options.threats) or [ThreatModel.parse(facts.threats[0])]
+    return [prepare(name, replace(options, dataset=dataset, threats=threats)) for name in names]
+
+
+def _card_and_dataset(name: str, options: Options) -> tuple[ModelCard | None, str]:
+    """Return a model's card, None for models from elsewhere, and the data set that it is evaluated on."""
+    card = None if is_reference(name) else find_card(name, options.workspace)[1]
+    dataset = options.dataset or (card.dataset if card else _EXPECTED_DATA.get(name.partition(":")[0]))
+    if dataset is None:
+        raise UserError(f"--model {name} says not what it classifies; add --dataset NAME, folder:PATH or npz:PATH")
+    return card, dataset
+
+
+def loaded_model(job: Job, options: Options) -> Classifier:
+    """Return a job's model on the device."""
+    return (job.loaded or _load(job.identity.id, job.images, options)).model
 
 
 def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
@@ -212,19 +309,11 @@ def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
     )
 
 
-def run(
-    job: Job,
-    options: Options,
-    store: Store,
-    *,
-    batch_size: int | None = None,
-    shard_size: int | None = None,
-    save_adversarials: bool = False,
-    quiet: bool = False,
-) -> list[EvalRecord]:
+def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> list[EvalRecord]:
     """Answer a job's questions; torch is imported only if something is to be computed."""
-    known = [store.find(spec) for spec in job.specs]
-    if all(known) and not save_adversarials:
+    known = [store.find(spec) or (None if how.save_adversarials else _derived(spec, job, store)) for spec in job.specs]
+    out_of_time = how.deadline is not None and how.deadline.passed
+    if (all(known) and _is_saved(job, store, how)) or out_of_time:
         return [record for record in known if record is not None]
     import torch
 
@@ -236,12 +325,12 @@ def run(
 
     device = resolve_device(options.device)
     store.check_writable()
-    loaded = job.loaded or _load(job.identity.id, job.images, options)
+    model = loaded_model(job, options)
     first = job.ids[:256]
     images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
     labels = torch.from_numpy(job.images.labels[first]).to(device)
     preflight(
-        loaded.model,
+        model,
         images,
         labels,
         card_accuracy=job.card.clean_accuracy if job.card else None,
@@ -251,59 +340,133 @@ def run(
     execution = Execution(
         device=device,
         provenance=lambda: provenance(device, command_line()),
-        batch_size=batch_size,
-        shard_size=shard_size,
-        save_adversarials=save_adversarials,
+        batch_size=how.batch_size,
+        shard_size=how.shard_size,
+        save_adversarials=how.save_adversarials,
+        attack_misclassified=how.attack_misclassified,
         training=lambda: open_split(job.dataset, "train", options.workspace),
+        deadline=how.deadline,
     )
-    with Bars(quiet=quiet) as bars:
-        campaign = Campaign(loaded.model, job.images, store=store, execution=execution, progress=EvaluationBar(bars))
+    if how.deadline:
+        how.deadline.start()
+    with Bars(quiet=how.quiet) as bars:
+        progress = EvaluationBar(bars, how.outlook)
+        campaign = Campaign(model, job.images, store=store, execution=execution, progress=progress)
         return campaign.answer(job.specs, job.ids)
 
 
-def _print_plan(jobs: Sequence[Job], store: Store, device: str, *, json_output: bool) -> None:
-    earlier = [stored.record for stored in store.records()]
+def _is_saved(job: Job, store: Store, how: Manner) -> bool:
+    """Tell whether the images of all answers are there, if they are to be."""
+    if not how.save_adversarials:
+        return True
+    from robench.evaluation.adversarials import AdversarialFiles
+
+    files = AdversarialFiles(store.root)
+    return all(files.has(spec, "attacked" if how.attack_misclassified else "left") for spec in job.specs)
+
+
+def _derived(spec: EvalSpec, job: Job, store: Store) -> EvalRecord | None:
+    """Return the answer that a known one at another epsilon implies (minimum-norm attacks)."""
+    from robench.evaluation.deriving import Occasion, derive
+
+    def occasion() -> Occasion:
+        return Occasion(command=command_line(), finished=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    return derive(spec, store, num_classes=len(job.images.classes), occasion=occasion)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A question, what there is of its answer, and the most that the rest will cost."""
+
+    spec: EvalSpec
+    status: str
+    """`known`, `follows from IDENTITY`, `new` or `begun (EXAMPLES)`."""
+    cost: planning.Estimate
+    passes_per_example: float
+    """At most, forward and backward passes counted alike."""
+
+
+def planned(jobs: Sequence[Job], store: Store, device: str) -> list[Planned]:
+    """Return all questions with their costs, going by what was measured on this kind of device before."""
+    try:
+        earlier = [stored.record for stored in store.records()]
+    except UserError:
+        earlier = []  # a damaged record is named where it counts; here it would only have informed a guess
     devices = {
         record.provenance.device
         for record in earlier
         if ("cuda" in device) == ("cuda" in record.provenance.device.lower())
     }
-    rows = []
-    for spec in (spec for job in jobs for spec in job.specs):
-        costs = [planning.estimate(spec, earlier, name) for name in sorted(devices)] or [
-            planning.estimate(spec, [], "")
-        ]
-        seconds = next((c.seconds for c in costs if c.seconds is not None), None)
-        known, begun = store.find(spec) is not None, store.journal_size(planning.journal_key(spec))
-        rows.append(
-            {
-                "identity": spec.identity,
-                "model": spec.model.id,
-                "dataset": spec.examples.dataset,
-                "examples": spec.examples.count,
-                "threat": str(spec.threat),
-                "attack": spec.attack.name,
-                "parameters": spec.attack.parameters,
-                "seed": spec.seed,
-                "precision": spec.precision,
-                "status": "known" if known else f"begun ({begun})" if begun else "new",
-                "gradient passes at most": 0 if known else costs[0].gradient_passes,
-                "seconds at most": 0.0 if known else seconds,
-            }
-        )
+    found = []
+    for classes, spec in [(len(job.images.classes), spec) for job in jobs for spec in job.specs]:
+        status, done = _status(spec, store)
+        costs = [planning.estimate(spec, earlier, name, classes=classes, done=done) for name in [*sorted(devices), ""]]
+        cost = next((c for c in costs if c.seconds is not None), costs[-1])
+        whole = planning.estimate(spec, [], "", classes=classes)
+        per_example = (2 * whole.gradient_passes + whole.queries) / spec.examples.count
+        found.append(Planned(spec, status, cost, per_example))
+    return found
+
+
+def _status(spec: EvalSpec, store: Store) -> tuple[str, int]:
+    """Return what there is of an answer, and to how many examples it is one."""
+    from robench.evaluation.deriving import origin_of
+
+    if store.find(spec) is not None:
+        return "known", spec.examples.count
+    if origin := origin_of(spec, store):
+        return f"follows from {origin.spec.identity}", spec.examples.count
+    begun = store.journal_size(planning.journal_key(spec))
+    return (f"begun ({begun})" if begun else "new"), begun
+
+
+def _outlook(questions: Sequence[Planned]) -> Outlook:
+    """Return what is to be computed, with a line that says so."""
+    from robench.cli.progress import Outlook
+    from robench.reporting.formatting import duration
+
+    rest = [q for q in questions if q.status.startswith(("new", "begun"))]
+    parts = [
+        f"{len(rest)} evaluation{'' if len(rest) == 1 else 's'} to compute",
+        f"at most {sum(q.cost.gradient_passes for q in rest):,} gradient passes",
+    ]
+    if queries := sum(q.cost.queries for q in rest):
+        parts.append(f"{queries:,} queries")
+    seconds = [q.cost.seconds for q in rest if q.cost.seconds is not None]
+    if len(seconds) == len(rest):
+        parts.append(f"{duration(sum(seconds))} (going by earlier ones)")
+    return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts))
+
+
+def _print_plan(questions: Sequence[Planned], *, json_output: bool) -> None:
+    rows = [
+        {
+            "identity": q.spec.identity,
+            "model": q.spec.model.id,
+            "dataset": q.spec.examples.dataset,
+            "examples": q.spec.examples.count,
+            "until": q.spec.until,
+            "threat": str(q.spec.threat),
+            "attack": q.spec.attack.title,
+            "backend": q.spec.attack.backend,
+            "parameters": q.spec.attack.parameters,
+            "seed": q.spec.seed,
+            "precision": q.spec.precision,
+            "status": q.status,
+            "gradient passes at most": q.cost.gradient_passes,
+            "queries at most": q.cost.queries,
+            "seconds at most": q.cost.seconds if q.status.startswith(("new", "begun")) else 0.0,
+        }
+        for q in questions
+    ]
     if json_output:
         print_json(rows)
         return
-    shown = [
-        "model",
-        "dataset",
-        "examples",
-        "threat",
-        "attack",
-        "status",
-        "gradient passes at most",
-        "seconds at most",
-    ]
+    wanted = ("model", "dataset", "examples", "until", "threat", "attack", "status")
+    shown = [name for name in wanted if name != "until" or any(row["until"] for row in rows)]
+    shown += ["gradient passes at most", *(["queries at most"] if any(row["queries at most"] for row in rows) else [])]
+    shown.append("seconds at most")
     cells = [[_cell(row[c]) for c in shown] for row in rows]
     print_table(shown, cells, title="Plan (nothing was computed)")
 
@@ -312,6 +475,14 @@ def _cell(value: Any) -> str:
     if value is None:
         return "unknown until measured"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _robust(record: EvalRecord) -> str:
+    """Return the robust accuracy with the interval that holds: of a sequential evaluation that of its sequence."""
+    if record.sequence is None:
+        return percent(record.robust)
+    low, high = record.sequence.low, record.sequence.high
+    return f"{100 * record.robust.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
@@ -323,8 +494,10 @@ def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
     for record in records:
         spec = record.spec
         of = f"{spec.examples.count:,} of {spec.examples.split_size:,}"
-        shares = [percent(record.clean), percent(record.robust)]
-        rows.append([spec.model.id, str(spec.threat), spec.attack.name, of, *shares, spec.identity])
+        if record.robust.n < spec.examples.count:
+            of = f"{record.robust.n:,} {'drawn' if record.status == 'complete' else 'answered'} of {of}"
+        shares = [percent(record.clean), _robust(record)]
+        rows.append([spec.model.id, str(spec.threat), spec.attack.title, of, *shares, spec.identity])
     if any(record.clean_top5 for record in records):
         columns.insert(5, "clean top-5")
         for row, record in zip(rows, records, strict=True):

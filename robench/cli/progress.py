@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from robench.confidence_sequences import draws_needed
 from robench.records import EvalRecord, EvalSpec
+from robench.reporting.formatting import duration
 
 #: Seconds between lines where no bar can be drawn.
 _INTERVAL = 15.0
@@ -50,9 +52,9 @@ class Bars:
         self._said[task] = time.monotonic()
         return task
 
-    def update(self, task: TaskID, completed: float, note: str = "") -> None:
-        """Say how much of it is done."""
-        self._progress.update(task, completed=completed, note=note)
+    def update(self, task: TaskID, completed: float, note: str = "", *, total: float | None = None) -> None:
+        """Say how much of it is done, and how much there is if that has changed."""
+        self._progress.update(task, completed=completed, total=total, note=note)
         if self.drawn or self.quiet or time.monotonic() - self._said[task] < _INTERVAL:
             return
         self._said[task] = time.monotonic()
@@ -70,26 +72,79 @@ class Bars:
         self.say(line)
 
 
+class Outlook:
+    """How long a command still takes, going by how long it took so far.
+
+    Questions are weighed by the passes that they take at most. Examples that fall early make all questions shorter
+    alike, more or less; so this is a guess that becomes better.
+    """
+
+    def __init__(
+        self,
+        work: Iterable[tuple[EvalSpec, float]] = (),
+        announcement: str = "",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with the questions that are to be computed, each with the passes that an example takes at most.
+
+        The announcement is a line for the moment when the first of them begins.
+        """
+        listed = list(work)
+        self._passes = {spec.identity: passes for spec, passes in listed}
+        self._rest = {spec.identity: passes * spec.examples.count for spec, passes in listed}
+        self.announcement = announcement
+        self._clock, self._done = clock, 0.0
+        self._begun: float | None = None
+
+    def expect(self, spec: EvalSpec, examples: int) -> None:
+        """Say how many examples of a question are still to be answered; until then it is all of them."""
+        self._begun = self._clock() if self._begun is None else self._begun
+        self._rest[spec.identity] = self._passes.get(spec.identity, 1.0) * examples
+
+    def answered(self, spec: EvalSpec, examples: int) -> None:
+        """Count examples that were just answered."""
+        self._done += self._passes.get(spec.identity, 1.0) * examples
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Return how long everything still takes; None before anything was answered."""
+        if self._begun is None or not self._done:
+            return None
+        return sum(self._rest.values()) * (self._clock() - self._begun) / self._done
+
+
 class EvaluationBar:
     """Shows a campaign's questions one after another (:class:`robench.evaluation.campaign.Progress`)."""
 
-    def __init__(self, bars: Bars) -> None:
-        """Draw on `bars`."""
-        self.bars = bars
+    def __init__(self, bars: Bars, outlook: Outlook | None = None) -> None:
+        """Draw on `bars`; `outlook` is of the whole command."""
+        self.bars, self.outlook = bars, outlook or Outlook()
         self.task: TaskID | None = None
         self.done = self.fresh = self.robust = 0
 
     def begin(self, spec: EvalSpec, *, done: int) -> None:
         """Start a bar; examples of an interrupted run are done already."""
         self.done, self.fresh, self.robust = done, 0, 0
-        self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
+        if self.outlook.announcement:
+            self.bars.say(self.outlook.announcement)
+            self.outlook.announcement = ""
+        self.task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
+        self.outlook.expect(spec, spec.examples.count - done)
         self.bars.update(self.task, done)
 
-    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:  # noqa: ARG002  the protocol's
-        """Move the bar; the note is the robust accuracy of what this run has answered so far."""
+    def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
+        """Move the bar; the note is the robust accuracy of what this run has answered so far, and the time left."""
         self.done, self.fresh, self.robust = self.done + examples, self.fresh + examples, self.robust + robust
         assert self.task is not None
-        self.bars.update(self.task, self.done, f"robust {100 * self.robust / self.fresh:.1f} %")
+        share, total = self.robust / self.fresh, spec.examples.count
+        if spec.until is not None:
+            total = max(self.done, draws_needed(share, spec.examples.count, width=spec.until))
+        self.outlook.answered(spec, examples)
+        self.outlook.expect(spec, total - self.done)
+        left = self.outlook.seconds_left
+        note = f"robust {100 * share:.1f} %" + (f", {duration(left)} left" if left is not None else "")
+        self.bars.update(self.task, self.done, note, total=total)
 
     def probe(self, spec: EvalSpec, *, examples: int) -> None:  # noqa: ARG002  the protocol's
         """Say why the bar stands still at its end."""
@@ -100,11 +155,14 @@ class EvaluationBar:
         """Leave a line with the result."""
         spec = record.spec
         line = (
-            f"{spec.model.id} {spec.attack.name} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
+            f"{spec.model.id} {spec.attack.title} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
             f"robust {100 * record.robust.value:.2f} % of {record.robust.n:,}"
         )
+        if record.status == "partial":
+            line += f" (of {spec.examples.count:,}; time is up)"
         if self.task is None:
             self.task = self.bars.add("", 1)
+        self.outlook.expect(spec, 0)
         self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
         self.task = None
 

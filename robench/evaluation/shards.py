@@ -50,14 +50,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard's answer: one row per example, or the error that kept it from having one."""
+    """A shard's answer: one row per example, or the error that kept it from having one.
+
+    Where the time was up there are rows for some of the examples only, perhaps for none: then `rows` is empty.
+    """
 
     shard: Shard
     rows: Rows
     cost: Cost
     error: ShardError | None = None
-    adversarial_images: NDArray[np.float32] | None = None
-    """(N, C, H, W), where they were asked for."""
+    adversarial_images: NDArray[Any] | None = None
+    """(N, C, H, W) in the judge's precision, where they were asked for."""
     notes: frozenset[str] = frozenset()
     """What the attack did other than its parameters say."""
 

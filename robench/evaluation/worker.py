@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
+from robench.backends import NATIVE, attack_of
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import RobenchError
+from robench.evaluation.adversarials import Misclassified
+from robench.evaluation.deadline import Deadline, OutOfTime, Pace
 from robench.evaluation.judging import Answer, Judge
 from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
 from robench.evaluation.training_moments import TrainingMoments
-from robench.evaluation.verification import find_violation, inside_ball
+from robench.evaluation.verification import rules_of
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
-from robench.planning import is_bounded, is_minimum_norm
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
 from robench.target import Ledger, Target
@@ -53,8 +55,9 @@ class Worker:
         device: torch.device,
         precision: Precision,
         batch_size: int | None = None,
-        keep_adversarials: bool = False,
+        keep_adversarials: Misclassified | None = None,
         training: Callable[[], ImageSet] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         """Place the model and, where it fits in memory, the split on the device.
 
@@ -64,8 +67,10 @@ class Worker:
             device: where everything runs.
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
-            keep_adversarials: return the images with the outcomes.
+            keep_adversarials: return the images with the outcomes, those of examples that are wrong without an attack
+                left as they are, or attacked, too: nothing but their images tells.
             training: opens the training split, for attacks that ask for its moments.
+            deadline: when to stop, in the middle of a shard if need be.
         """
         self.device, self.images = device, images
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -77,6 +82,8 @@ class Worker:
         self.batch_size = batch_size
         self.keep_adversarials = keep_adversarials
         self.training_moments = TrainingMoments(training, device)
+        self.deadline = deadline
+        self._pace: tuple[str, Pace | None] = ("", None)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -92,40 +99,64 @@ class Worker:
         started = time.perf_counter()
         ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
-        kept: list[NDArray[np.float32]] = []
+        kept: list[NDArray[Any]] = []
+        pace = self._pace_of(shard.spec)
         try:
-            for batch in self._batches(shard):
+            for batch in self._batches(shard, pace):
+                if pace:
+                    pace.begin()
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
-                    kept.append(adversarial.float().cpu().numpy())
+                    kept.append(adversarial.cpu().numpy())
+                if pace:
+                    pace.end(len(batch.ids))
+        except OutOfTime:
+            pass  # the batches before are answers
         except InvalidAnswer as problem:
             error = ShardError(
                 first_id=int(shard.ids[0]), count=len(shard.ids), kind=problem.kind, message=str(problem)
             )
             return ShardResult(shard, {}, _cost(ledgers, started), error)
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
         found = np.concatenate(kept) if kept else None
         notes = frozenset(note for ledger in ledgers for note in ledger.notes)
         give_back_buffers()
         return ShardResult(shard, rows, _cost(ledgers, started), None, found, notes)
 
-    def _batches(self, shard: Shard) -> Iterator[Batch]:
+    def _pace_of(self, spec: EvalSpec) -> Pace | None:
+        """Return the pace of this question, kept from shard to shard; None where there is time enough."""
+        if self._pace[0] != spec.identity:
+            self._pace = spec.identity, Pace(self.deadline) if self.deadline else None
+        return self._pace[1]
+
+    def _batches(self, shard: Shard, pace: Pace | None) -> Iterator[Batch]:
         """Yield the shard's batches; those of a streamed split are read while the one before is computed."""
-        if self.batch_size is None:
-            on_cpu = self.device.type == "cpu"
-            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
-        pieces = [shard.ids[i : i + self.batch_size] for i in range(0, len(shard.ids), self.batch_size)]
+        pieces = self._pieces(shard, pace)
         if self._resident is not None:
             yield from (Batch(piece, *self.load(piece)) for piece in pieces)
             return
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self.load, pieces[0])
-            for position, piece in enumerate(pieces):
-                batch = ahead.result()
-                if position + 1 < len(pieces):
-                    ahead = reader.submit(self.load, pieces[position + 1])
-                yield Batch(piece, *batch)
+            piece = next(pieces, None)
+            ahead = None if piece is None else reader.submit(self.load, piece)
+            while piece is not None and ahead is not None:
+                batch = Batch(piece, *ahead.result())
+                piece = next(pieces, None)
+                ahead = None if piece is None else reader.submit(self.load, piece)
+                yield batch
+
+    def _pieces(self, shard: Shard, pace: Pace | None) -> Iterator[NDArray[np.int64]]:
+        """Cut the shard's examples into batches, as large as memory and time allow; end early where time is up."""
+        if self.batch_size is None:
+            on_cpu = self.device.type == "cpu"
+            self.batch_size = self._largest_batch_size(shard.ids) if on_cpu else self._fastest_batch_size(shard.ids)
+        start = 0
+        while start < len(shard.ids):
+            size = pace.largest(self.batch_size) if pace else self.batch_size
+            if size == 0:
+                return
+            yield shard.ids[start : start + size]
+            start += size
 
     def _answer_within_memory(
         self, spec: EvalSpec, batch: Batch, ledgers: list[Ledger]
@@ -163,8 +194,7 @@ class Worker:
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        counted = inside_ball(length[spec.threat.norm], spec.threat) if is_bounded(spec) else True
-        fallen = broken & counted
+        fallen = broken & rules_of(spec).counts(difference)
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
         answer = Answer(adversarial, labels, broken)
@@ -183,9 +213,13 @@ class Worker:
             "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
             "broken_in_8_bit": self.judge.broken_in_8_bit(spec, answer, random).cpu().numpy(),
             "wrong_decisions": self.judge.wrong_decisions(spec, answer, attacked, random).cpu().numpy(),
-            "broken_by": np.where(robust, "", np.array(ledger.broken_by, dtype=np.str_)),
+            "broken_by": np.where(broken.cpu().numpy(), np.array(ledger.broken_by, dtype=np.str_), ""),
             **_passes_of(ledger),
         }
+        if self.keep_adversarials == "attacked" and not right.all():
+            others = torch.from_numpy(~right).to(self.device).nonzero().squeeze(1)
+            uncounted = Ledger.of(len(ids), self.device)
+            adversarial[others] = self._attack(spec, batch, rows=others, ledger=uncounted, random=random)[0]
         return rows, adversarial
 
     def _attack(
@@ -194,19 +228,18 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
         _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
-        ball = None if is_minimum_norm(spec) or not is_bounded(spec) else spec.threat
-        box = is_bounded(spec) or bool(spec.attack.parameters.get("clip", True))
-        criterion = Criterion(spec.decision.top_k)
+        attack, draws = attack_of(spec.attack, spec.threat.norm), random.at(spec.attack.entry)
+        rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
         offered = {"criterion": criterion, "training_moments": self.training_moments}
-        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
+        wanted = plugin.supplied if spec.attack.library == NATIVE else ()
+        supplied = {name: value for name, value in offered.items() if name in wanted}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        Target(model, ledger)[some],
+                        Target(_Punctual(model, self.deadline) if self.deadline else model, ledger)[some],
                         clean,
                         labels[some],
                         threat=spec.threat,
@@ -220,7 +253,7 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, ball, box=box):
+            if violation := rules.violation(found, clean):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial
@@ -309,6 +342,20 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+
+class _Punctual(torch.nn.Module):
+    """A model that answers until the time is up: where an attack takes long, it ends in the middle."""
+
+    def __init__(self, model: torch.nn.Module, deadline: Deadline) -> None:
+        super().__init__()
+        self.model, self.deadline = model, deadline
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.deadline.check()
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def _passes_of(ledger: Ledger) -> dict[str, NDArray[Any]]:

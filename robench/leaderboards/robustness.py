@@ -5,8 +5,12 @@ attack, decided image by image. No single attack's accuracy is lower. It is what
 picks the best attack for each image (the ensemble of Croce and Hein, arXiv:2003.01690, section 5).
 
 A worst case over fewer attacks is an easier one. So a model that lacks an attack which another model of the
-table has gets no rank, and a note that names the attack. Evaluations that failed never count; they are
-listed.
+table has gets no rank, and a note that names the attack. Evaluations that failed, or were stopped before they
+were complete, never count; they are listed.
+
+Sequential evaluations, which stop when they know enough, have tables of their own, one for each width and seed. With
+one seed all attacks draw the examples in the same order, so what all of them have is what the shortest has; the worst
+case is taken over that, with the interval that holds at any stopping.
 
 Noise without a bound (lrc-noise) is no adversary of the ball's: it has tables of its own, by its scale.
 
@@ -16,7 +20,7 @@ A worst case is no better than its attacks: the flags of the records' diagnostic
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +28,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robench.catalog import LeaderboardEntry
+from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
 from robench.planning import is_bounded
-from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
+from robench.tables import Cell, Column, Grid, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
 
 #: The diagnostics that follow from a record's rows; all others need a look at the model.
 FROM_ROWS = frozenset({"eight-bit"})
+
+_UNKNOWN = Cell(note="not every attack of the table was run")
+
+_READING = (
+    "Worst case counts an image only if the model is right after every attack of the table, decided image by image. "
+    "It is never above the strongest single attack: attacks fool different images, and an adversary may pick the best "
+    "one for each.",
+    "Reliability names what gave an evaluation away as too weak: gradients that are zero, a loss that does not rise, "
+    "longer or gradient-free attacks that still break more. A flag goes where another attack of the same model passes "
+    "the check. Looked at is a sample of the images, so a model without flags is not proven sound.",
+    "A model that was not put through all attacks of the table has no rank, because fewer attacks make an easier test.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +59,14 @@ class Contestant:
 
     answers: Mapping[str, StoredRecord]
     """Complete ones, by the key of their attack."""
-    failures: Mapping[str, StoredRecord]
+    unfinished: Mapping[str, StoredRecord]
+    """Failed or partial ones."""
     card: StoredCard | None
     """Only if it describes these weights."""
     name: str
     note: str | None
     robust: NDArray[np.bool_]
-    """(N,): correct after every attack."""
+    """(N,): correct after every attack, of the examples that all answers have."""
 
     @property
     def worst_case(self) -> float:
@@ -61,8 +79,9 @@ def robustness(results: Results) -> list[Table]:
     groups: dict[str, list[StoredRecord]] = defaultdict(list)
     for stored in results.records:
         spec = stored.record.spec
-        question = [spec.examples.model_dump(mode="json"), str(spec.threat)]
+        question: list[Any] = [spec.examples.model_dump(mode="json"), str(spec.threat)]
         question += [] if is_bounded(spec) else ["noise"]
+        question += [spec.until, spec.seed] if spec.until is not None else []
         groups[canonical_hash(question)].append(stored)
     names = [table_name(group[0].record.spec) for group in groups.values()]
     tables = []
@@ -82,6 +101,7 @@ def table_name(spec: EvalSpec) -> str:
     parts += [radius]
     parts += [examples.split] if examples.split != "test" else []
     parts += [str(examples.count)] if examples.count != examples.split_size else []
+    parts += [f"until-{spec.until:g}"] if spec.until is not None else []
     return "-".join(parts)
 
 
@@ -96,13 +116,15 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     spec = group[0].record.spec
     radius = fraction_text(spec.threat.epsilon)
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
+    if spec.until is not None:
+        shown = f"Drawn from {shown} until a 95 % interval is no wider than {100 * spec.until:g} %"
     under = str(spec.threat) if is_bounded(spec) else f"noise of scale {radius}"
     changed = (
         f"changed by at most {radius} in {spec.threat.norm} norm" if is_bounded(spec) else f"with {under}, unbounded"
     )
     return Table(
         name=name,
-        title=f"{spec.examples.dataset} under {under}",
+        title=f"{spec.examples.dataset} under {under}{'' if spec.until is None else ', sequential'}",
         caption=f"{shown}, each {changed}",
         columns=columns(attacks),
         rows=(
@@ -110,8 +132,10 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
             *(row(c, attacks, rank=None) for c in others),
         ),
         ranked_by="worst_case",
-        remarks=tuple(remark(s.record) for s in group if s.record.status == "failed"),
+        remarks=tuple(remark(s.record) for s in group if s.record.status != "complete"),
         warnings=tuple(f"{c.name}: {told}" for c in (*ranked, *others) for told in warnings(c)),
+        figures=(contributions([*ranked, *others], attacks, results),) if len(attacks) > 1 and contestants else (),
+        reading=_READING,
     )
 
 
@@ -127,29 +151,113 @@ def contestants_of(group: Iterable[StoredRecord], results: Results) -> list[Cont
         if not answers:
             continue
         model = records[0].record.spec.model
-        card = results.cards.get(model.id)
-        described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
-        notes = [described.card.scale] if described and described.card.scale else []
-        if ids.count(model.id) > 1 or (card and not described):
-            notes.append(f"weights {model.weights_sha256[:8]}")
-        failures = {attack_key(s.record.spec): s for s in records if s.record.status == "failed"}
+        described, note = described_by(model, results, namesakes=ids.count(model.id))
+        unfinished = {attack_key(s.record.spec): s for s in records if s.record.status != "complete"}
         robust = intersection([s.record for s in answers.values()], results)
-        found.append(Contestant(answers, failures, described, model.id, "; ".join(notes) or None, robust))
+        found.append(Contestant(answers, unfinished, described, model.id, note, robust))
     return found
 
 
+def described_by(model: ModelIdentity, results: Results, *, namesakes: int) -> tuple[StoredCard | None, str | None]:
+    """Return the card that describes these weights, and what a reader must know beside the model's name.
+
+    `namesakes` is how many different models of the table have that name.
+    """
+    card = results.cards.get(model.id)
+    described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
+    notes = [described.card.scale] if described and described.card.scale else []
+    if namesakes > 1 or (card and not described):
+        notes.append(f"weights {model.weights_sha256[:8]}")
+    return described, "; ".join(notes) or None
+
+
 def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool_]:
-    """Return which examples stand every attack; raise UnsafeFile if the rows are of different examples."""
+    """Return which examples stand every attack, of those that all records have.
+
+    Raises UnsafeFile if the rows are of different examples; sequential ones may be the beginnings of one drawing.
+    """
     rows = [results.outcomes(record) for record in records]
-    stands = np.ones(len(rows[0]["robust"]), dtype=np.bool_)
+    common = common_examples(records, results)
+    stands = np.ones(len(common), dtype=np.bool_)
     for record, own in zip(records, rows, strict=True):
-        if not np.array_equal(own["example_id"], rows[0]["example_id"]):
+        shared = np.isin(own["example_id"], common)
+        whole = record.sequence is not None or shared.all()
+        if not (whole and np.array_equal(own["example_id"][shared], common)):
             raise UnsafeFile(
                 f"records {records[0].spec.identity} and {record.spec.identity} name the same examples, but "
                 f"their outcomes hold different ones; delete both and evaluate {record.spec.model.id} again"
             )
-        stands &= own["robust"]
+        stands &= own["robust"][shared]
     return stands
+
+
+def common_examples(records: Iterable[EvalRecord], results: Results) -> NDArray[np.int64]:
+    """Return the examples that all records have: those of the shortest, where they stopped early."""
+    return min((results.outcomes(record)["example_id"] for record in records), key=len)
+
+
+def worst_case_interval(robust: NDArray[np.bool_], record: EvalRecord) -> tuple[float, float]:
+    """Return the 95 % interval of the worst case: of a sequential evaluation the one that holds at any stopping."""
+    successes, n = int(robust.sum()), len(robust)
+    if record.sequence is None:
+        return wilson(successes, n)
+    low, high = bounds(successes, n, record.sequence.of)
+    return low / record.sequence.of, high / record.sequence.of
+
+
+def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str], results: Results) -> Grid:
+    """Return which share of the images each attack breaks: in all, as the first one, and as the only one.
+
+    The first one is the cheapest that breaks the image: attacks stand in the order of their passes on this table.
+    """
+    order = sorted(attacks, key=lambda key: (_passes(key, contestants), natural(attacks[key])))
+    rows, cells = [], []
+    for contestant in contestants:
+        own = [key for key in order if key in contestant.answers]
+        common = common_examples((s.record for s in contestant.answers.values()), results)
+        broken = [fallen(contestant.answers[key].record, common, results) for key in own]
+        first, times = first_breaker(broken), np.sum(broken, axis=0)
+        for position, key in enumerate(own):
+            rows.append((contestant.name, attacks[key]))
+            alone = share_cell(broken[position] & (times == 1)) if len(own) == len(order) else _UNKNOWN
+            cells.append((share_cell(broken[position]), share_cell(first == position), alone))
+    return Grid(
+        name="contributions",
+        title="Which attack breaks what",
+        caption=(
+            "Share of all images that an attack breaks; that it is the first to break, the cheapest attack being tried "
+            "first; and that no other attack of the table breaks"
+        ),
+        corner=("Model", "Attack"),
+        rows=tuple(rows),
+        columns=("breaks", "first", "alone"),
+        cells=tuple(cells),
+    )
+
+
+def fallen(record: EvalRecord, examples: NDArray[np.int64], results: Results) -> NDArray[np.bool_]:
+    """Return which of the `examples` `(N,)` were right without the attack and fell to it."""
+    rows = results.outcomes(record)
+    found: NDArray[np.bool_] = (rows["attacked"] & ~rows["robust"])[np.isin(rows["example_id"], examples)]
+    return found
+
+
+def first_breaker(broken: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Return for each example `(N,)` the position of the first attack that breaks it, -1 where none does."""
+    table = np.stack(broken)
+    return np.where(table.any(0), table.argmax(0), -1)
+
+
+def share_cell(hits: NDArray[np.bool_], *, note: str | None = None) -> Cell:
+    """Return the cell of a share of examples."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Cell(value=float(hits.mean()), low=low, high=high, n=len(hits), note=note)
+
+
+def _passes(key: str, contestants: Iterable[Contestant]) -> float:
+    """Return what an attack took per image, on average over the models that have been through it."""
+    costs = [passes_per_example(c.answers[key].record) for c in contestants if key in c.answers]
+    return sum(costs) / max(1, len(costs))
 
 
 def attack_key(spec: EvalSpec) -> str:
@@ -158,8 +266,9 @@ def attack_key(spec: EvalSpec) -> str:
 
 
 def _search(spec: EvalSpec) -> dict[str, Any]:
-    """Return the facts of a search by name; the attack's own name comes first."""
+    """Return the facts of a search by name; what the attack is called comes first."""
     return {
+        "title": spec.attack.title,
         **spec.attack.model_dump(mode="json", exclude={"parameters"}),
         **spec.attack.parameters,
         "seed": spec.seed,
@@ -174,11 +283,11 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     facts = {attack_key(spec): _search(spec) for spec in specs}
     titles = {}
     for key, own in facts.items():
-        namesakes = [other for other in facts.values() if other["name"] == own["name"]]
+        namesakes = [other for other in facts.values() if other["title"] == own["title"]]
         names = dict.fromkeys(name for other in namesakes for name in other)
         differing = [f for f in names if any(other.get(f) != own.get(f) for other in namesakes)]
         details = ", ".join(f"{f}={own.get(f)}" for f in differing)
-        titles[key] = f"{own['name']} ({details})" if details else own["name"]
+        titles[key] = f"{own['title']} ({details})" if details else own["title"]
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
 
 
@@ -237,7 +346,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
     first = next(iter(own.values()))
     strongest = min(own, key=lambda key: own[key].record.robust.successes)
     n, card = len(contestant.robust), contestant.card.card if contestant.card else None
-    low, high = wilson(int(contestant.robust.sum()), n)
+    low, high = worst_case_interval(contestant.robust, first.record)
     costs = [stored.record.cost for stored in own.values()]
     top5 = first.record.clean_top5
     return (
@@ -262,7 +371,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=attacks[strongest]),
         Cell(value=card.parameter_count if card else None),
         Cell(value=card.training_seconds if card else None),
-        Cell(value=sum(cost.forward_passes + cost.backward_passes for cost in costs) / n),
+        Cell(value=sum(passes_per_example(stored.record) for stored in own.values())),
         Cell(value=sum(cost.seconds for cost in costs)),
     )
 
@@ -303,8 +412,20 @@ def attack_cell(contestant: Contestant, key: str) -> Cell:
     """Return the accuracy under one attack, or why there is none."""
     if key in contestant.answers:
         answer = contestant.answers[key]
-        return proportion_cell(answer.record.robust, record=answer.path)
-    return Cell(note="failed" if key in contestant.failures else "not evaluated")
+        if answer.record.sequence is None:
+            return proportion_cell(answer.record.robust, record=answer.path)
+        share, sequence = answer.record.robust, answer.record.sequence
+        note = f"{share.n:,} of {sequence.of:,}, sequential"
+        return Cell(value=share.value, low=sequence.low, high=sequence.high, n=share.n, record=answer.path, note=note)
+    if key not in contestant.unfinished:
+        return Cell(note="not evaluated")
+    record = contestant.unfinished[key].record
+    return Cell(note="failed" if record.status == "failed" else f"stopped at {record.robust.n:,}")
+
+
+def passes_per_example(record: EvalRecord) -> float:
+    """Return the mean number of forward and backward passes of an evaluation's examples."""
+    return (record.cost.forward_passes + record.cost.backward_passes) / record.robust.n
 
 
 def trained_against(card: ModelCard | None) -> str | None:
@@ -315,10 +436,13 @@ def trained_against(card: ModelCard | None) -> str | None:
 
 
 def remark(record: EvalRecord) -> str:
-    """Return one line on an evaluation that failed."""
+    """Return one line on an evaluation that failed or was stopped."""
+    question = f"{record.spec.model.id} under {record.spec.attack.title}"
+    if record.status == "partial":
+        answered = f"{record.robust.n:,} of {record.spec.examples.count:,} images"
+        return f"{question} was stopped after {answered} and does not count: asked again, it goes on from there"
     reasons = [f"{e.kind} in {e.count} examples from {e.first_id} on: {e.message}" for e in record.errors[:1]]
     more = f" (and {len(record.errors) - 1} more)" if len(record.errors) > 1 else ""
-    question = f"{record.spec.model.id} under {record.spec.attack.name}"
     return f"{question} failed and does not count: {''.join(reasons) or 'no reason recorded'}{more}"
 
 

@@ -51,6 +51,38 @@ def test_a_preset_may_have_fewer_norms(read):
         read(text.replace('preset_norms={"wiggle-9"', 'preset_norms={"wiggle-8"'))
 
 
+def test_what_an_attack_costs_is_read_as_data(read):
+    plugin = read(GOOD)["wiggle-9"]
+    assert plugin.passes(plugin.settings(), classes=10) == (9, 0)
+    costs = """version=2, passes="2 * steps - 1 if fast else max(classes, 4) * (steps + 1)",
+                        queries='100 if loss == "margin" else 0'"""
+    plugin = read(GOOD.replace("version=2", costs))["wiggle"]
+    assert plugin.passes(plugin.settings(), classes=10) == (40, 0)
+    assert plugin.passes(plugin.settings({"loss": "margin"}), classes=2) == (16, 100)
+    assert plugin.passes(plugin.settings({"fast": True, "steps": 5}), classes=2) == (9, 0)
+
+
+@pytest.mark.parametrize(
+    ("cost", "problem"),
+    [
+        ('passes="steps * restart"', "passes names restart, which is no whole-number parameter"),
+        ('queries="size"', "queries names size, which is no whole-number parameter"),
+        ('passes="steps ** 2"', "cannot be read"),
+        ('passes="len(scales)"', "cannot be read"),
+        ('passes="max(steps)"', "cannot be read"),
+        ('passes="steps if loss == 3 else 1"', "cannot be read"),
+        ('passes="steps if slow else 1"', "looks at slow, which is no parameter"),
+        ('passes="True"', "cannot be read"),
+        ('passes="steps *"', "cannot be read"),
+        ("passes=3", "cannot be read"),
+        ('passes="1.5 * steps"', "cannot be read"),
+    ],
+)
+def test_a_cost_that_cannot_be_computed_is_refused(read, cost, problem):
+    with pytest.raises(catalog.PluginError, match=problem):
+        read(GOOD.replace("version=2", f"version=2, {cost}"))
+
+
 def test_settings_are_typed_by_the_annotation(read):
     plugin = read(GOOD)["wiggle"]
     typed = plugin.settings({"steps": "7", "size": "2/255", "loss": "margin", "fast": "true"})
