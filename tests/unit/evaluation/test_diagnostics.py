@@ -94,7 +94,7 @@ def test_sound_models_light_no_flag(network, threat):
     assert len(found.ids) == 50
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "apgd-dlr:steps=20", "square:queries=300"])
+@pytest.mark.parametrize("attack", ["fgsm", "apgd-dlr:steps=20", "square:queries=1000"])
 def test_a_sound_model_lights_no_flag_under_other_attacks(attack):
     diagnostics, _ = examine(canaries.robust(), attack, shared="robust")
     assert flags(diagnostics) == set()
