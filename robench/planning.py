@@ -116,7 +116,7 @@ def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
     files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    ground = "losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting"
+    ground = "losses", "lp_geometry", "random_streams", "classifier", "compilation", "cpu_layers", "target", "voting"
     files += [PACKAGE / f"{name}.py" for name in ground]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())

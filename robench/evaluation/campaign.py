@@ -46,7 +46,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How to compute: nothing in here changes an answer."""
+    """How to compute: nothing in here changes an answer by more than rounding does."""
 
     device: torch.device
     provenance: Callable[[], Provenance]
@@ -60,6 +60,8 @@ class Execution:
     executor: Executor = in_this_process
     deadline: Deadline | None = None
     """When to stop, with partial records; None answers everything."""
+    compile_search: bool = False
+    """Search through torch.compile."""
 
 
 class Campaign:
@@ -127,19 +129,8 @@ class Campaign:
         """Answer the shards until it is enough, or the time is up; every finished one is journalled before it is
         counted.
         """
-        if spec.precision not in self._workers:
-            self._workers[spec.precision] = Worker(
-                self.model,
-                self.images,
-                device=self.execution.device,
-                precision=spec.precision,
-                batch_size=self.execution.batch_size,
-                keep_adversarials=self.execution.save_adversarials,
-                training=self.execution.training,
-                deadline=self.execution.deadline,
-            )
         errors = []
-        for result in self.execution.executor(self._workers[spec.precision], shards):
+        for result in self.execution.executor(self._worker(spec), shards):
             if result.error is not None:
                 errors.append(result.error)
                 if sampling:
@@ -153,6 +144,22 @@ class Campaign:
             if self._stopped:
                 break
         return errors
+
+    def _worker(self, spec: EvalSpec) -> Worker:
+        if spec.precision not in self._workers:
+            self._workers[spec.precision] = Worker(
+                self.model,
+                self.images,
+                device=self.execution.device,
+                precision=spec.precision,
+                batch_size=self.execution.batch_size,
+                keep_adversarials=self.execution.save_adversarials,
+                training=self.execution.training,
+                deadline=self.execution.deadline,
+            )
+            if self.execution.compile_search:
+                self._workers[spec.precision].compile_search()
+        return self._workers[spec.precision]
 
     @property
     def _stopped(self) -> bool:
