@@ -135,7 +135,7 @@ def code_fingerprint() -> str:
     digest = hashlib.sha256()
     folders = ("attacks", "backends", "evaluation", "architectures")
     files = [p for folder in folders for p in (PACKAGE / folder).glob("*.py")]
-    ground = "losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting"
+    ground = "losses", "lp_geometry", "random_streams", "classifier", "compilation", "cpu_layers", "target", "voting"
     files += [PACKAGE / f"{name}.py" for name in ground]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())

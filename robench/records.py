@@ -274,6 +274,8 @@ class Provenance(Value):
     command: str
     finished: str
     """UTC, ISO 8601."""
+    compiled: bool = False
+    """The search ran through torch.compile, which rounds differently, as another device does."""
 
 
 class EvalRecord(Value):
