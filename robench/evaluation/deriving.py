@@ -39,8 +39,7 @@ def origin_of(spec: EvalSpec, store: Store) -> EvalRecord | None:
     if not is_minimum_norm(spec) or spec.until is not None or not spec.decision.plain:
         return None
     found = [record for record in store.complete_of(spec.model) if _differs_in_epsilon(record.spec, spec)]
-    # The record whose search it was comes before those that were derived from it.
-    return min(found, key=lambda record: (_is_derived(record), record.spec.identity), default=None)
+    return min(found, key=lambda record: record.spec.identity, default=None)
 
 
 def derive(spec: EvalSpec, store: Store, *, num_classes: int, occasion: Callable[[], Occasion]) -> EvalRecord | None:
@@ -75,10 +74,6 @@ def at_epsilon(rows: Rows, threat: ThreatModel) -> Mapping[str, NDArray[Any]]:
 
 def _differs_in_epsilon(other: EvalSpec, spec: EvalSpec) -> bool:
     return other.threat.norm == spec.threat.norm and other.model_copy(update={"threat": spec.threat}) == spec
-
-
-def _is_derived(record: EvalRecord) -> bool:
-    return any(note.startswith(_NOTE) for note in record.notes)
 
 
 def _own_notes(record: EvalRecord) -> Iterator[str]:

@@ -40,7 +40,7 @@ def test_a_derived_answer_is_the_computed_one(campaign, spec_of, norm):
         assert first.progress.computed == len(ids), "the second question costs nothing"
         assert computed.progress.computed == len(ids)
         assert origin.robust != derived.robust
-        ignored = {"cost", "notes", "provenance"}
+        ignored = {"cost", "notes", "provenance", "diagnostics"}
         assert derived.model_dump(exclude=ignored) == expected.model_dump(exclude=ignored)
         assert derived.members, "credits at every distance survive a search at a smaller epsilon"
         assert derived.cost == origin.cost

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from robench.errors import UnsafeFile, UserError
+from robench.evaluation.adversarials import AdversarialFiles
 from robench.evaluation.campaign import Campaign, Execution
 from robench.evaluation.second_look import Agreement, Bench, verify
 from robench.records import Decision
@@ -22,25 +25,33 @@ CPU = torch.device("cpu")
 INTERRUPTED = 2
 
 
+def laboratory(model, images, root, patience=1000, **options):
+    execution = Execution(
+        device=CPU, provenance=lambda: MADE, batch_size=50, shard_size=50, save_adversarials=True, **options
+    )
+    return Campaign(model, images, store=Store(root), execution=execution, progress=Watcher(patience))
+
+
 @pytest.fixture
 def campaign(model, images, tmp_path):
-    def make(patience=1000, **options):
-        execution = Execution(
-            device=CPU, provenance=lambda: MADE, batch_size=50, shard_size=50, save_adversarials=True, **options
-        )
-        watcher = Watcher(patience)
-        return Campaign(model, images, store=Store(tmp_path), execution=execution, progress=watcher)
+    return functools.partial(laboratory, model, images, tmp_path)
 
-    return make
+
+@pytest.fixture(scope="module")
+def original(model, images, spec_of, tmp_path_factory):
+    """A folder with a record in float64 whose images are saved."""
+    root = tmp_path_factory.mktemp("original")
+    laboratory(model, images, root).answer([spec_of()[0]], spec_of()[1])
+    return root
 
 
 @pytest.fixture
-def made(campaign, spec_of):
-    """A record in float64 whose images are saved, and where."""
-    spec, ids = spec_of()
-    runs = campaign()
-    (record,) = runs.answer([spec], ids)
-    return record, runs.store.outcomes(record), runs.files
+def made(original, tmp_path):
+    """A copy of that record, its rows, and where its images are."""
+    shutil.copytree(original, tmp_path / "made")
+    store = Store(tmp_path / "made")
+    (stored,) = store.records()
+    return stored.record, store.outcomes(stored.record), AdversarialFiles(store.root)
 
 
 @pytest.fixture
@@ -191,6 +202,15 @@ def test_minimum_norms_need_no_ball_and_count_by_their_distance(nearest, campaig
     assert (rows["linf"][rows["broken"]] > 0.06).any()
     assert verify(runs.files.open(record), record, rows, images=images, bench=bench) == Agreement(250, 250)
     beyond = np.flatnonzero(rows["attacked"] & rows["broken"] & rows["robust"])[0]
+    path, tensors = runs.files.path(spec), load_file(runs.files.path(spec))
+    kept = tensors["adversarial_images"][beyond].copy()
+    facts = {"identity": spec.identity, "weights_sha256": "0" * 64, "misclassified": "left"}
+    tensors["adversarial_images"][beyond] = images.images[beyond] / 255
+    save_file(tensors, path, metadata=facts)
+    with pytest.raises(UnsafeFile, match=f"the first is example {beyond}"):
+        verify(runs.files.open(record), record, rows, images=images, bench=bench)
+    tensors["adversarial_images"][beyond] = kept
+    save_file(tensors, path, metadata=facts)
     robust = rows["robust"].copy()
     robust[beyond] = False
     with pytest.raises(UnsafeFile, match=f"the first is example {beyond}"):
@@ -220,6 +240,15 @@ def test_misclassified_examples_are_attacked_for_their_images_alone(campaign, sp
     assert (load_file(path)["adversarial_images"] == attacked).all()
 
 
+def test_attacking_them_costs_the_record_nothing(campaign, spec_of, original):
+    spec, ids = spec_of()
+    (record,) = campaign(attack_misclassified=True).answer([spec], ids)
+    (stored,) = Store(original).records()
+    for passes in ("forward_passes", "backward_passes"):
+        assert getattr(record.cost, passes) == getattr(stored.record.cost, passes)
+    assert record.outcomes_sha256 == stored.record.outcomes_sha256
+
+
 def test_shards_of_either_kind_are_not_mixed(campaign, spec_of):
     spec, ids = spec_of()
     with pytest.raises(KeyboardInterrupt):
@@ -228,4 +257,4 @@ def test_shards_of_either_kind_are_not_mixed(campaign, spec_of):
     (record,) = more.answer([spec], ids)
     assert more.progress.computed == 250
     assert more.files.open(record).misclassified == "attacked"
-    assert not list((more.store.root / ".work").iterdir())
+    assert not list((more.store.root / ".work").glob("*.safetensors"))
