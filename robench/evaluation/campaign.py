@@ -137,20 +137,6 @@ class Campaign:
 
         return derive(spec, self.store, num_classes=len(self.images.classes), occasion=occasion)
 
-    def _worker(self, spec: EvalSpec) -> Worker:
-        if spec.precision not in self._workers:
-            self._workers[spec.precision] = Worker(
-                self.model,
-                self.images,
-                device=self.execution.device,
-                precision=spec.precision,
-                batch_size=self.execution.batch_size,
-                keep_adversarials=self._misclassified if self.execution.save_adversarials else None,
-                training=self.execution.training,
-                deadline=self.execution.deadline,
-            )
-        return self._workers[spec.precision]
-
     def _shards(
         self, spec: EvalSpec, ids: NDArray[np.int64], done: NDArray[np.int64], sampling: Sampling | None
     ) -> Iterator[Shard]:
@@ -189,7 +175,7 @@ class Campaign:
                 device=self.execution.device,
                 precision=spec.precision,
                 batch_size=self.execution.batch_size,
-                keep_adversarials=self.execution.save_adversarials,
+                keep_adversarials=self._misclassified if self.execution.save_adversarials else None,
                 training=self.execution.training,
                 deadline=self.execution.deadline,
             )
