@@ -92,6 +92,27 @@ class AttackEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackendEntry:
+    """Another library's attacks: ``search(model, images, labels, question) -> adversarial images``
+    (:mod:`robench.backends`).
+    """
+
+    name: str
+    search: Callable[..., Any]
+    summary: str
+    source: str
+    version: int
+    """Of the adapter: raise it when the same parameters would give other numbers with the same library."""
+    distribution: str
+    """What `pip install` knows the library as."""
+    precisions: tuple[str, ...]
+    """Of the search, that the library keeps to."""
+    offers: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """What it can do, by the name of the attack's entry: the forms, as fields of :class:`robench.backends.Offer`."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DefenseEntry:
     """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``,
     or a class whose constructor takes the parameters and whose instances are called that way.
@@ -167,6 +188,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "attacks": Kind("attacks", "attack", "AttackEntry", "attack"),
+    "backends": Kind("backends", "backend", "BackendEntry", "search"),
     "defenses": Kind("defenses", "defense", "DefenseEntry", "objective"),
     "architectures": Kind("architectures", "architecture", "ArchitectureEntry", "build"),
     "datasets": Kind("datasets", "data set", "DatasetEntry", "load"),

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from robench import catalog
+from robench import backends, catalog
 from robench.errors import UserError
 from robench.records import (
     PLAIN,
@@ -58,6 +58,7 @@ class Request:
     """Draw examples until the robust accuracy is known to within this; None: all of them."""
     suite: Suite | None = None
     """What runs before the attacks: under each threat model those of its norm."""
+    backend: str = backends.NATIVE
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     return plugin, plugin.settings(overrides)
 
 
-def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) -> AttackIdentity:
-    """Return the attack with everything that can change its answer; refuse what it has no form for."""
+def identify_attack(
+    text: str, threat: ThreatModel, decision: Decision = PLAIN, *, backend: str = backends.NATIVE
+) -> AttackIdentity:
+    """Return the attack with everything that can change its answer; refuse what it, or the backend, has no form for."""
     plugin, parameters = attack_settings(text)
     if decision.top_k > 1 and "criterion" not in plugin.supplied:
         raise UserError(f"attack {plugin.name} has no form for top-{decision.top_k}, only for top-1")
@@ -110,7 +113,8 @@ def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) 
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
     name = canonical_name(plugin, parameters)
-    return AttackIdentity(name=name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
+    implementation = backends.identify(backend, plugin, parameters, threat.norm)
+    return AttackIdentity(name=name, entry=plugin.entry, parameters=parameters, **implementation)
 
 
 def is_minimum_norm(spec: EvalSpec) -> bool:
@@ -129,8 +133,9 @@ def is_bounded(spec: EvalSpec) -> bool:
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
-    files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    ground = "losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting"
+    folders = ("attacks", "backends", "evaluation", "architectures")
+    files = [p for folder in folders for p in (PACKAGE / folder).glob("*.py")]
+    ground = "losses", "lp_geometry", "random_streams", "classifier", "compilation", "cpu_layers", "target", "voting"
     files += [PACKAGE / f"{name}.py" for name in ground]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
@@ -175,12 +180,13 @@ def plan(request: Request) -> list[EvalSpec]:
                 model=request.model,
                 examples=request.examples,
                 threat=threat,
-                attack=identify_attack(text, threat, request.decision),
+                attack=identify_attack(text, threat, request.decision, backend=request.backend),
                 seed=request.seed,
                 precision=request.precision,
                 decision=request.decision,
                 until=request.until,
             )
+            backends.check(spec)
             specs[spec.identity] = spec
     return list(specs.values())
 

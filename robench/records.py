@@ -17,7 +17,6 @@ from robench.errors import UserError
 from robench.threat_model import ThreatModel
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-Backend = Literal["native", "foolbox", "art", "autoattack"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -113,8 +112,19 @@ class AttackIdentity(Value):
     version: int
     parameters: dict[str, Any]
     """Every parameter, defaults included."""
-    backend: Backend = "native"
-    """Whose implementation: robench's own, or another library's with the same parameters."""
+    backend: Annotated[str, Field(pattern=r"^(native|[a-z]\w* \S+)$")] = "native"
+    """Whose implementation: robench's own, or another library's with the same parameters. A library stands with its
+    version, which changes numbers (`foolbox 3.3.4`); `version` is then its adapter's."""
+
+    @property
+    def library(self) -> str:
+        """Return the backend without its version: a name of :mod:`robench.backends`."""
+        return self.backend.partition(" ")[0]
+
+    @property
+    def title(self) -> str:
+        """Return the name to print: `pgd-20`, or `pgd-20 (foolbox)` where another library ran it."""
+        return self.name if self.backend == "native" else f"{self.name} ({self.library})"
 
 
 class Decision(Value):
@@ -264,6 +274,8 @@ class Provenance(Value):
     command: str
     finished: str
     """UTC, ISO 8601."""
+    compiled: bool = False
+    """The search ran through torch.compile, which rounds differently, as another device does."""
 
 
 class EvalRecord(Value):

@@ -61,7 +61,7 @@ def demo(
     )
     store = Store(place.reports)
     records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
-    rows = [[r.spec.model.id, r.spec.attack.name, percent(r.clean), percent(r.robust)] for r in records]
+    rows = [[r.spec.model.id, r.spec.attack.title, percent(r.clean), percent(r.robust)] for r in records]
     print_table(
         ["model", "attack", "clean", "robust"],
         rows,

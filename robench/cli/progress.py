@@ -129,7 +129,7 @@ class EvaluationBar:
         if self.outlook.announcement:
             self.bars.say(self.outlook.announcement)
             self.outlook.announcement = ""
-        self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
+        self.task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
         self.outlook.expect(spec, spec.examples.count - done)
         self.bars.update(self.task, done)
 
@@ -155,7 +155,7 @@ class EvaluationBar:
         """Leave a line with the result."""
         spec = record.spec
         line = (
-            f"{spec.model.id} {spec.attack.name} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
+            f"{spec.model.id} {spec.attack.title} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
             f"robust {100 * record.robust.value:.2f} % of {record.robust.n:,}"
         )
         if record.status == "partial":

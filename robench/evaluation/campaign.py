@@ -51,7 +51,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How to compute: nothing in here changes an answer."""
+    """How to compute: nothing in here changes an answer by more than rounding does."""
 
     device: torch.device
     provenance: Callable[[], Provenance]
@@ -67,6 +67,8 @@ class Execution:
     executor: Executor = in_this_process
     deadline: Deadline | None = None
     """When to stop, with partial records; None answers everything."""
+    compile_search: bool = False
+    """Search through torch.compile."""
 
 
 class Campaign:
@@ -95,7 +97,7 @@ class Campaign:
             first = failed[0]
             causes = [f"{error.kind}: {error.message}" for error in first.errors]
             raise EvaluationFailed(
-                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.name} on "
+                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.title} on "
                 f"{first.spec.model.id}: {causes[0] if causes else 'examples are missing; run it again'}"
             )
         return records
@@ -178,6 +180,22 @@ class Campaign:
             if self._stopped:
                 break
         return errors
+
+    def _worker(self, spec: EvalSpec) -> Worker:
+        if spec.precision not in self._workers:
+            self._workers[spec.precision] = Worker(
+                self.model,
+                self.images,
+                device=self.execution.device,
+                precision=spec.precision,
+                batch_size=self.execution.batch_size,
+                keep_adversarials=self.execution.save_adversarials,
+                training=self.execution.training,
+                deadline=self.execution.deadline,
+            )
+            if self.execution.compile_search:
+                self._workers[spec.precision].compile_search()
+        return self._workers[spec.precision]
 
     @property
     def _stopped(self) -> bool:

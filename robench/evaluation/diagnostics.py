@@ -106,7 +106,7 @@ def diagnose(spec: EvalSpec, rows: Rows, findings: Findings) -> tuple[Diagnostic
     case = Case.of(spec, rows, findings)
     problem = findings.problem or (None if case.sample else "none of the examples that were looked at was answered")
     if not is_bounded(spec):
-        problem = f"{spec.attack.name} leaves the ball, in which everything else was looked at"
+        problem = f"{spec.attack.title} leaves the ball, in which everything else was looked at"
     if problem:
         named = [_not_applicable(name, problem) for name in CHECKS]
     else:
@@ -173,12 +173,12 @@ def black_box_stronger(case: Case) -> Diagnostic:
 def ce_above_worst(case: Case) -> Diagnostic:
     """The margin breaks much that the cross-entropy does not."""
     if case.loss != "ce":
-        return _not_applicable("ce-above-worst", f"{case.spec.attack.name} does not follow the cross-entropy alone")
+        return _not_applicable("ce-above-worst", f"{case.spec.attack.title} does not follow the cross-entropy alone")
     roles: tuple[Role, ...] = ("margin",)
     return case.verdict(
         "ce-above-worst",
         flag=case.is_harmed(roles, CROSS_ENTROPY_ALONE),
-        evidence=f"{case.spec.attack.name} on the cross-entropy leaves {len(case.standing)} of {len(case.sample)}",
+        evidence=f"{case.spec.attack.title} on the cross-entropy leaves {len(case.standing)} of {len(case.sample)}",
         roles=roles,
     )
 
@@ -197,7 +197,7 @@ def random_outputs(case: Case) -> Diagnostic:
     return case.verdict(
         "random-outputs",
         flag=decision.plain or not averages or case.is_harmed(("averaged",)),
-        evidence=f"{seen}, {decided} decided, and {case.spec.attack.name} "
+        evidence=f"{seen}, {decided} decided, and {case.spec.attack.title} "
         f"{'averages' if averages else 'does not average'} over the randomness",
         roles=("averaged",),
     )
@@ -239,12 +239,12 @@ def _symptom(case: Case, name: str, *, seen: dict[str, bool], evidence: str, rol
 
 
 def _harm(case: Case, name: str, roles: Sequence[Role]) -> Diagnostic:
-    evidence = f"{case.spec.attack.name} leaves {len(case.standing)} of {len(case.sample)}"
+    evidence = f"{case.spec.attack.title} leaves {len(case.standing)} of {len(case.sample)}"
     return case.verdict(name, flag=case.is_harmed(roles), evidence=evidence, roles=roles)
 
 
 def _without_gradients(name: str, case: Case) -> Diagnostic:
-    return _not_applicable(name, f"{case.spec.attack.name} makes no backward passes")
+    return _not_applicable(name, f"{case.spec.attack.title} makes no backward passes")
 
 
 def _not_applicable(name: str, reason: str) -> Diagnostic:

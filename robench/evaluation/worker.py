@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
+from robench.backends import NATIVE, attack_of
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
+from robench.compilation import compiled
 from robench.datasets import ImageSet
 from robench.errors import RobenchError
 from robench.evaluation.adversarials import Misclassified
@@ -75,7 +77,9 @@ class Worker:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         plain = copy.deepcopy(model).to(device=device, dtype=self.dtype)
         self.judge = Judge(plain, num_classes=len(images.classes))
-        self.search = search_copy(model, precision=precision, device=device)
+        self._model, self._precision = model, precision
+        self._plain_search = search_copy(model, precision=precision, device=device)
+        self.search: torch.nn.Module = self._plain_search
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
@@ -84,6 +88,12 @@ class Worker:
         self.deadline = deadline
         self._pace: tuple[str, Pace | None] = ("", None)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
+
+    def compile_search(self) -> None:
+        """Search through torch.compile from now on; raise UserError where that does not work."""
+        # The compiler knows no layers but torch's own.
+        self._plain_search = search_copy(self._model, precision=self._precision, device=self.device, cheap_layers=False)
+        self.search = compiled(self._plain_search, input_shape=self.images.image_shape, device=self.device)
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return `(N, C, H, W)` images in [0, 1] and `(N,)` labels of these positions, on the device."""
@@ -227,10 +237,11 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
         _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
+        attack, draws = attack_of(spec.attack, spec.threat.norm), random.at(spec.attack.entry)
         rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
         offered = {"criterion": criterion, "training_moments": self.training_moments}
-        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
+        wanted = plugin.supplied if spec.attack.library == NATIVE else ()
+        supplied = {name: value for name, value in offered.items() if name in wanted}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
@@ -303,7 +314,7 @@ class Worker:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                self.search(image.repeat(count, 1, 1, 1).requires_grad_())
+                self._plain_search(image.repeat(count, 1, 1, 1).requires_grad_())
             return sum(sizes.values())
 
         per_image = max(1, kept(2) - kept(1))

@@ -266,8 +266,9 @@ def attack_key(spec: EvalSpec) -> str:
 
 
 def _search(spec: EvalSpec) -> dict[str, Any]:
-    """Return the facts of a search by name; the attack's own name comes first."""
+    """Return the facts of a search by name; what the attack is called comes first."""
     return {
+        "title": spec.attack.title,
         **spec.attack.model_dump(mode="json", exclude={"parameters"}),
         **spec.attack.parameters,
         "seed": spec.seed,
@@ -282,11 +283,11 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     facts = {attack_key(spec): _search(spec) for spec in specs}
     titles = {}
     for key, own in facts.items():
-        namesakes = [other for other in facts.values() if other["name"] == own["name"]]
+        namesakes = [other for other in facts.values() if other["title"] == own["title"]]
         names = dict.fromkeys(name for other in namesakes for name in other)
         differing = [f for f in names if any(other.get(f) != own.get(f) for other in namesakes)]
         details = ", ".join(f"{f}={own.get(f)}" for f in differing)
-        titles[key] = f"{own['name']} ({details})" if details else own["name"]
+        titles[key] = f"{own['title']} ({details})" if details else own["title"]
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
 
 
@@ -436,7 +437,7 @@ def trained_against(card: ModelCard | None) -> str | None:
 
 def remark(record: EvalRecord) -> str:
     """Return one line on an evaluation that failed or was stopped."""
-    question = f"{record.spec.model.id} under {record.spec.attack.name}"
+    question = f"{record.spec.model.id} under {record.spec.attack.title}"
     if record.status == "partial":
         answered = f"{record.robust.n:,} of {record.spec.examples.count:,} images"
         return f"{question} was stopped after {answered} and does not count: asked again, it goes on from there"

@@ -134,7 +134,7 @@ class Site:
 def _question(stored: StoredRecord) -> list[list[tuple[int, str]]]:
     """Return a key that puts what was asked of a model in a reader's order."""
     spec = stored.record.spec
-    asked = (spec.examples.dataset, spec.threat, spec.attack.name, spec.seed, spec.identity)
+    asked = (spec.examples.dataset, spec.threat, spec.attack.title, spec.seed, spec.identity)
     return [natural(str(part)) for part in asked]
 
 
