@@ -149,6 +149,8 @@ class Campaign:
                 training=self.execution.training,
                 deadline=self.execution.deadline,
             )
+            if self.execution.compile_search:
+                self._workers[spec.precision].compile_search()
         return self._workers[spec.precision]
 
     def _shards(
@@ -180,22 +182,6 @@ class Campaign:
             if self._stopped:
                 break
         return errors
-
-    def _worker(self, spec: EvalSpec) -> Worker:
-        if spec.precision not in self._workers:
-            self._workers[spec.precision] = Worker(
-                self.model,
-                self.images,
-                device=self.execution.device,
-                precision=spec.precision,
-                batch_size=self.execution.batch_size,
-                keep_adversarials=self.execution.save_adversarials,
-                training=self.execution.training,
-                deadline=self.execution.deadline,
-            )
-            if self.execution.compile_search:
-                self._workers[spec.precision].compile_search()
-        return self._workers[spec.precision]
 
     @property
     def _stopped(self) -> bool:
