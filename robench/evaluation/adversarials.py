@@ -139,7 +139,8 @@ def _packed(spec: EvalSpec, ids: NDArray[np.int64], images: NDArray[Any], miscla
         "weights_sha256": spec.model.weights_sha256,
         "misclassified": misclassified,
     }
-    return save({_IDS: ids, _IMAGES: images}, metadata=facts)
+    order = np.argsort(ids)  # shards of a random drawing are not in order
+    return save({_IDS: ids[order], _IMAGES: images[order]}, metadata=facts)
 
 
 def unfit(path: Path, problem: str) -> UnsafeFile:

@@ -137,6 +137,22 @@ class Campaign:
 
         return derive(spec, self.store, num_classes=len(self.images.classes), occasion=occasion)
 
+    def _worker(self, spec: EvalSpec) -> Worker:
+        if spec.precision not in self._workers:
+            self._workers[spec.precision] = Worker(
+                self.model,
+                self.images,
+                device=self.execution.device,
+                precision=spec.precision,
+                batch_size=self.execution.batch_size,
+                keep_adversarials=self._misclassified if self.execution.save_adversarials else None,
+                training=self.execution.training,
+                deadline=self.execution.deadline,
+            )
+            if self.execution.compile_search:
+                self._workers[spec.precision].compile_search()
+        return self._workers[spec.precision]
+
     def _shards(
         self, spec: EvalSpec, ids: NDArray[np.int64], done: NDArray[np.int64], sampling: Sampling | None
     ) -> Iterator[Shard]:
@@ -166,22 +182,6 @@ class Campaign:
             if self._stopped:
                 break
         return errors
-
-    def _worker(self, spec: EvalSpec) -> Worker:
-        if spec.precision not in self._workers:
-            self._workers[spec.precision] = Worker(
-                self.model,
-                self.images,
-                device=self.execution.device,
-                precision=spec.precision,
-                batch_size=self.execution.batch_size,
-                keep_adversarials=self._misclassified if self.execution.save_adversarials else None,
-                training=self.execution.training,
-                deadline=self.execution.deadline,
-            )
-            if self.execution.compile_search:
-                self._workers[spec.precision].compile_search()
-        return self._workers[spec.precision]
 
     @property
     def _stopped(self) -> bool:
