@@ -79,7 +79,8 @@ class AttackEntry:
     """Written the same way: how many forward passes without a backward pass."""
     minimum_norm: bool = False
     """It looks for the nearest adversarial example at any distance and does not use the threat's epsilon: what it
-    returns may lie outside the ball, and where it finds nothing it returns the image itself."""
+    returns may lie outside the ball, and where it finds nothing it returns the image itself. One that has a parameter
+    `stop_within_epsilon` is an attack on the ball where that is true."""
     budget: Literal["ball", "none"] = "ball"
     """`none`: its noise has epsilon as a scale and no bound. Nothing says that the answer lies in the ball of a norm,
     so it is judged wherever it lies, and stands apart from the threat model's worst case. A parameter `clip` of such an

@@ -274,6 +274,8 @@ class Provenance(Value):
     command: str
     finished: str
     """UTC, ISO 8601."""
+    compiled: bool = False
+    """The search ran through torch.compile, which rounds differently, as another device does."""
 
 
 class EvalRecord(Value):
@@ -311,6 +313,46 @@ class EvalRecord(Value):
     """Of the Parquet file with one row per example."""
 
 
+class TransferSpec(Value):
+    """One entry of a transfer matrix: what is left of a model's accuracy on images that fool another."""
+
+    schema_version: Literal[1] = 1
+    source: EvalSpec
+    """The evaluation whose adversarial images are shown. Those of examples that its model gets wrong without an attack
+    were attacked, too: else a weak source would make an easy test."""
+    target: ModelIdentity
+    """The model that classifies them."""
+
+    @property
+    def identity(self) -> str:
+        """Return the question's name: 16 hexadecimal digits of its hash."""
+        return canonical_hash(self.model_dump(mode="json"))[:16]
+
+    @property
+    def white_box(self) -> bool:
+        """Tell whether the images were made on the model that classifies them."""
+        return self.target == self.source.model
+
+
+class TransferRecord(Value):
+    """One answer, written once. Its rows have the columns of any outcomes; their predictions are the target's."""
+
+    schema_version: Literal[1] = 1
+    spec: TransferSpec
+    clean: Proportion
+    """Correct on the unchanged image, of all examples."""
+    robust: Proportion
+    """Still correct on the source's adversarial image, of all examples; wrong clean images count as wrong."""
+    fooled: Proportion | None
+    """Of the examples that the source's attack broke inside the ball and the target gets right unchanged: those that
+    fool the target, too. None where there is no such example."""
+    cost: Cost
+    """Of the look at the images; what making them took is in the source's record."""
+    provenance: Provenance
+    outcomes_sha256: str
+    """Of the Parquet file with one row per example."""
+
+
 #: One row per example: name and Parquet type. Distances are of the returned image from the clean one.
 OUTCOME_COLUMNS: dict[str, str] = {
     "example_id": "int64",
@@ -327,7 +369,7 @@ OUTCOME_COLUMNS: dict[str, str] = {
     "relative_l2": "float64",  # over the clean image's L2 norm; 0 for an image of zeros
     "broken_in_8_bit": "bool",  # still misclassified after rounding to 256 levels
     "wrong_decisions": "int64",  # bit i: the i-th repeated decision on the returned image is wrong
-    "broken_by": "string",  # member of a combined attack; empty where there is none or none succeeded
+    "broken_by": "string",  # member of a combined attack that broke it, at whatever distance; empty where none did
     "forward_passes": "int32",  # -1: the attack does not say for which examples it made its passes
     "backward_passes": "int32",
 }

@@ -14,6 +14,7 @@ from robench.records import (
     Configured,
     Cost,
     Diagnostic,
+    Distances,
     EvalRecord,
     EvalSpec,
     Examples,
@@ -22,6 +23,8 @@ from robench.records import (
     Proportion,
     Provenance,
     ShardError,
+    TransferRecord,
+    TransferSpec,
     WeightsFile,
 )
 from robench.statistics import wilson
@@ -146,6 +149,47 @@ def put(store: Store, question: EvalSpec, robust: Iterable[bool], **options: Any
     outcomes = rows(robust, clean=options.pop("clean", None))
     answer = record(question, outcomes, **options)
     store.write(answer, outcomes)
+    return answer
+
+
+def put_minimum_norm(store: Store, question: EvalSpec, distances: Iterable[float], **options: Any) -> EvalRecord:
+    """Write what an attack found that looks for the minimum norm: a distance per example, infinite where it failed."""
+    reach = np.array(list(distances))
+    found = np.isfinite(reach)
+    length = np.where(found, reach, 0.0)
+    outcomes = rows(~(found & (length <= question.threat.radius)), clean=options.pop("clean", None))
+    outcomes |= {"broken": found | ~outcomes["attacked"], "robust": outcomes["robust"] & outcomes["attacked"]}
+    outcomes |= {"linf": length, "l2": 10 * length, "relative_l2": length}
+    norm, hit = question.threat.norm.lower(), outcomes["attacked"] & found
+    distance = Distances(
+        found=int(hit.sum()),
+        attacked=int(outcomes["attacked"].sum()),
+        median=None,
+        mean_found=float(outcomes[norm][hit].mean()) if hit.any() else None,
+        mean_all=float(np.where(hit, outcomes[norm], 0.0).mean()),
+        relative=None,
+    )
+    answer = record(question, outcomes, **options).model_copy(update={"distances": distance})
+    store.write(answer, outcomes)
+    return answer
+
+
+def put_transfer(
+    store: Store, source: EvalSpec, target: ModelIdentity, robust: Iterable[bool], **options: Any
+) -> TransferRecord:
+    """Write what a model does on the images of a source."""
+    outcomes = rows(robust, clean=options.pop("clean", None))
+    n = len(outcomes["robust"])
+    answer = TransferRecord(
+        spec=TransferSpec(source=source, target=target),
+        clean=proportion(int(outcomes["attacked"].sum()), n),
+        robust=proportion(int(outcomes["robust"].sum()), n),
+        fooled=None,
+        cost=Cost(forward_passes=2 * n, backward_passes=0, seconds=1.0),
+        provenance=PROVENANCE,
+        outcomes_sha256=outcome_sha256(outcomes),
+    )
+    store.write_transfer(answer, outcomes)
     return answer
 
 
