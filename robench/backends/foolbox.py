@@ -51,6 +51,12 @@ def _deepfool(model: nn.Module, images: Tensor, labels: Tensor, question: Questi
     return _answer(attack, model, images, labels, epsilon=None)
 
 
+def _ddn(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given = question.parameters
+    attack = foolbox.attacks.DDNAttack(init_epsilon=given["start_norm"], steps=given["steps"], gamma=given["gamma"])
+    return _answer(attack, model, images, labels, epsilon=None)
+
+
 def _answer(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | None) -> Tensor:
     """Return the images clipped to `epsilon`; None: those of a minimiser, at any distance."""
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
@@ -58,7 +64,7 @@ def _answer(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, *, ep
     return clipped
 
 
-_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "deepfool": _deepfool}
+_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "deepfool": _deepfool, "ddn": _ddn}
 
 ENTRY = BackendEntry(
     name="foolbox",
@@ -87,6 +93,14 @@ ENTRY = BackendEntry(
                 "norms": ("Linf", "L2"),
                 "translated": ("steps", "overshoot", "candidates"),
                 "lacks": {"box": "clamp", "rounds": 1, "every_candidate": True, "final_search": 0},
+            },
+        ),
+        "ddn": (
+            {
+                "norms": ("L2",),
+                "translated": ("steps", "gamma", "start_norm"),
+                "fixed": {"loss": ("ce",)},
+                "lacks": {"bisections": 0},
             },
         ),
     },
