@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein, arXiv:2003.01690, section 6): each of several attacks on what those before left standing."""
+"""AutoAttack (Croce and Hein, arXiv:2003.01690, section 6): several attacks, each on what those before left."""
 
 from __future__ import annotations
 
