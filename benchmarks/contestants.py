@@ -43,7 +43,7 @@ def robench(problem: Problem) -> Contestant:
             problem.pixels,
             device=torch.device("cpu"),
             precision="fp32",
-            keep_adversarials=True,
+            keep_adversarials="left",
         )
         return _answer(worker, shard)
 
@@ -54,7 +54,9 @@ def robench(problem: Problem) -> Contestant:
 def robench_again(problem: Problem) -> Contestant:
     """Let a worker answer that has answered before: what every attack but the first takes, and every later shard."""
     shard = shard_of(problem)
-    worker = Worker(problem.model, problem.pixels, device=torch.device("cpu"), precision="fp32", keep_adversarials=True)
+    worker = Worker(
+        problem.model, problem.pixels, device=torch.device("cpu"), precision="fp32", keep_adversarials="left"
+    )
     worker(
         Shard(
             shard.spec.model_copy(update={"attack": planning.identify_attack("fgsm", problem.threat)}),

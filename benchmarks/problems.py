@@ -24,11 +24,17 @@ from robench.records import Configured
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 
-#: By name of the problem: data set, threat model, PGD's steps and step size, number of images.
+#: By name of the problem, which begins with the architecture's: data set, threat model, PGD's steps and step size,
+#: number of images.
 SETTINGS = {
     "lenet5": ("mnist", "Linf@0.3", 40, 0.01, 500),
+    "lenet5-undefended": ("mnist", "Linf@0.3", 100, 0.01, 500),
     "resnet18": ("cifar10", "Linf@8/255", 10, 2 / 255, 64),
+    "resnet20": ("cifar10", "Linf@8/255", 10, 2 / 255, 500),
 }
+
+#: Radii of the L2 balls that break about as many images as those of the Linf balls.
+L2_THREATS = {"lenet5": "L2@2", "lenet5-undefended": "L2@2", "resnet18": "L2@0.5", "resnet20": "L2@0.5"}
 
 
 @dataclass(frozen=True)
@@ -80,24 +86,31 @@ def make(choice: Choice) -> Problem:
         model = load_model(choice.registered, workspace, input_shape=shape, num_classes=classes).model.eval()
         description = f"{choice.registered}, as it is registered"
     else:
-        model = _empty(choice.name, test)
-        path = choice.cache / f"{choice.name}.safetensors"
-        if not path.is_file():
-            choice.cache.mkdir(parents=True, exist_ok=True)
-            train = open_split(dataset, "train", workspace)
-            _MAKERS[choice.name](model, train, threat)
-            safetensors.torch.save_file(model.network.state_dict(), path)
-        model.network.load_state_dict(safetensors.torch.load_file(path))
+        model = trained(choice, empty(choice.name, test))
         description = _MAKERS[choice.name].__doc__ or ""
     own_labels = choice.name == "resnet18" and not choice.registered
     pixels = _recognised(model, test, count=choice.images or count, own_labels=own_labels)
     return Problem(description, model, pixels, threat, choice.steps or steps, step_size)
 
 
-def _empty(architecture: str, images: ImageSet) -> Classifier:
+def trained(choice: Choice, model: Classifier) -> Classifier:
+    """Return an empty model with the choice's weights, which are made now unless the cache has them."""
+    path = choice.cache / f"{choice.name}.safetensors"
+    if not path.is_file():
+        choice.cache.mkdir(parents=True, exist_ok=True)
+        dataset, threat, *_ = SETTINGS[choice.name]
+        train = open_split(dataset, "train", Workspace.locate(data_root=choice.data_root))
+        _MAKERS[choice.name](model, train, ThreatModel.parse(threat))
+        safetensors.torch.save_file(model.network.state_dict(), path)
+    model.network.load_state_dict(safetensors.torch.load_file(path))
+    return model
+
+
+def empty(architecture: str, images: ImageSet) -> Classifier:
+    """Return a problem's untrained model for these images; what stands behind a hyphen only names the problem."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        configured = Configured(name=architecture)
+        configured = Configured(name=architecture.partition("-")[0])
         return build_classifier(configured, num_classes=10, input_shape=images.image_shape).eval()
 
 
@@ -105,7 +118,25 @@ def adversarial_lenet5(model: Classifier, train: ImageSet, threat: ThreatModel) 
     """LeNet-5 of Madry et al., adversarially trained for 2 epochs on 30,000 MNIST images with one step of length
     1.25 epsilon from a random point of the ball (Wong, Rice, Kolter, arXiv:2001.03994).
     """
-    count, batch, epochs = 30_000, 64, 2
+    _train(model, train, radius=threat.radius, count=30_000, epochs=2)
+
+
+def undefended_lenet5(model: Classifier, train: ImageSet, threat: ThreatModel) -> None:
+    """LeNet-5 of Madry et al., trained for 2 epochs on 30,000 MNIST images as they are."""
+    del threat
+    _train(model, train, radius=None, count=30_000, epochs=2)
+
+
+def adversarial_resnet20(model: Classifier, train: ImageSet, threat: ThreatModel) -> None:
+    """ResNet-20 for CIFAR-10, adversarially trained for 4 epochs on 10,000 images with one step of length 1.25 epsilon
+    from a random point of the ball (Wong, Rice, Kolter, arXiv:2001.03994).
+    """
+    _train(model, train, radius=threat.radius, count=10_000, epochs=4)
+
+
+def _train(model: Classifier, train: ImageSet, *, radius: float | None, count: int, epochs: int) -> None:
+    """Train on the first `count` images, in Linf against one step; None: on the images as they are."""
+    batch = 64
     model.train()
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (count // batch))
@@ -116,12 +147,14 @@ def adversarial_lenet5(model: Classifier, train: ImageSet, threat: ThreatModel) 
         for rows in order[: count // batch * batch].split(batch):
             images = torch.from_numpy(train.read(rows.numpy())).float() / 255
             labels = torch.from_numpy(train.labels[rows.numpy()])
-            offset = (2 * random[rows].at("start").uniform(images) - 1) * threat.radius
-            offset.requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(images + offset), labels), offset)
-            offset = (offset.detach() + 1.25 * threat.radius * gradient.sign()).clamp(-threat.radius, threat.radius)
+            if radius is not None:
+                offset = (2 * random[rows].at("start").uniform(images) - 1) * radius
+                offset.requires_grad_()
+                (gradient,) = torch.autograd.grad(F.cross_entropy(model(images + offset), labels), offset)
+                offset = (offset.detach() + 1.25 * radius * gradient.sign()).clamp(-radius, radius)
+                images = (images + offset).clamp(0, 1)
             optimizer.zero_grad()
-            F.cross_entropy(model((images + offset).clamp(0, 1)), labels).backward()
+            F.cross_entropy(model(images), labels).backward()
             optimizer.step()
             schedule.step()
     model.eval()
@@ -151,7 +184,12 @@ def steady_resnet18(model: Classifier, train: ImageSet, threat: ThreatModel) -> 
         model.get_parameter("network.linear.bias")[favourite] += shortfall.quantile(0.9)
 
 
-_MAKERS = {"lenet5": adversarial_lenet5, "resnet18": steady_resnet18}
+_MAKERS = {
+    "lenet5": adversarial_lenet5,
+    "lenet5-undefended": undefended_lenet5,
+    "resnet18": steady_resnet18,
+    "resnet20": adversarial_resnet20,
+}
 
 
 def _recognised(model: Classifier, test: ImageSet, *, count: int, own_labels: bool) -> ArrayImages:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from robench.amounts import amount, names_in
+from robench.amounts import Amount
 from robench.errors import UnknownName, UserError, suggestion
 from robench.threat_model import ThreatModel, exact_fraction
 
@@ -71,14 +71,16 @@ class AttackEntry:
     """Raise it when the same parameters would give other numbers; it is part of every result's identity."""
     norms: tuple[str, ...]
     passes: str = "steps * restarts"
-    """The most forward and backward passes that it takes for one example: its whole-number parameters and numbers,
-    joined by `+` and `*`; `classes` is the number of classes. Only `robench eval --dry-run` and the time that is left
-    depend on it. The default counts 1 for `steps` or `restarts` where the attack has no such parameter."""
+    """How many forward and backward passes it takes for an example that it does not break: its whole-number parameters,
+    as :mod:`robench.amounts` reads them; `classes` is the number of classes. Where that depends on the model, a fair
+    upper guess. `robench eval --dry-run` and the time that is left go by it, no answer does. In the default `steps` or
+    `restarts` count 1 where the attack has no such parameter."""
     queries: str = "0"
-    """Written the same way: the most forward passes without a backward pass."""
+    """Written the same way: how many forward passes without a backward pass."""
     minimum_norm: bool = False
     """It looks for the nearest adversarial example at any distance and does not use the threat's epsilon: what it
-    returns may lie outside the ball, and where it finds nothing it returns the image itself."""
+    returns may lie outside the ball, and where it finds nothing it returns the image itself. One that has a parameter
+    `stop_within_epsilon` is an attack on the ball where that is true."""
     budget: Literal["ball", "none"] = "ball"
     """`none`: its noise has epsilon as a scale and no bound. Nothing says that the answer lies in the ball of a norm,
     so it is judged wherever it lies, and stands apart from the threat model's worst case. A parameter `clip` of such an
@@ -87,6 +89,27 @@ class AttackEntry:
     """Further catalog names: parameters fixed under a name (`pgd-20`)."""
     preset_norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """`norms` of the presets whose numbers make sense for some of them only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendEntry:
+    """Another library's attacks: ``search(model, images, labels, question) -> adversarial images``
+    (:mod:`robench.backends`).
+    """
+
+    name: str
+    search: Callable[..., Any]
+    summary: str
+    source: str
+    version: int
+    """Of the adapter: raise it when the same parameters would give other numbers with the same library."""
+    distribution: str
+    """What `pip install` knows the library as."""
+    precisions: tuple[str, ...]
+    """Of the search, that the library keeps to."""
+    offers: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """What it can do, by the name of the attack's entry: the forms, as fields of :class:`robench.backends.Offer`."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +188,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "attacks": Kind("attacks", "attack", "AttackEntry", "attack"),
+    "backends": Kind("backends", "backend", "BackendEntry", "search"),
     "defenses": Kind("defenses", "defense", "DefenseEntry", "objective"),
     "architectures": Kind("architectures", "architecture", "ArchitectureEntry", "build"),
     "datasets": Kind("datasets", "data set", "DatasetEntry", "load"),
@@ -230,11 +254,9 @@ class Plugin:
     def passes(self, parameters: Mapping[str, Any], *, classes: int) -> tuple[int, int]:
         """Return how many gradient passes, and how many forward passes besides, an attack takes per example at most."""
         usual = " * ".join(name for name in ("steps", "restarts") if name in self.parameters) or "1"
+        gradients, queries = self.facts.get("passes", usual), self.facts.get("queries", AttackEntry.queries)
         values = {"classes": classes, **parameters}
-        return (
-            amount(self.facts.get("passes", usual), values),
-            amount(self.facts.get("queries", AttackEntry.queries), values),
-        )
+        return Amount.read(gradients).value(values), Amount.read(queries).value(values)
 
 
 class PluginError(UserError):
@@ -359,11 +381,13 @@ def _check_amounts(facts: Mapping[str, Any], parameters: Mapping[str, Parameter]
     whole = {"classes", *(name for name, p in parameters.items() if p.annotation in _WHOLE_NUMBERS)}
     for key in {"passes", "queries"} & facts.keys():
         try:
-            wrong = sorted(set(names_in(facts[key])) - whole)
-        except (ValueError, TypeError) as error:
+            amount = Amount.read(facts[key])
+        except ValueError as error:
             raise PluginError(path, f"has an ENTRY whose {key} cannot be read: {error}") from None
-        if wrong:
+        if wrong := sorted(amount.numbers - whole):
             raise PluginError(path, f"has an ENTRY whose {key} names {wrong[0]}, which is no whole-number parameter")
+        if wrong := sorted(amount.conditions - parameters.keys()):
+            raise PluginError(path, f"has an ENTRY whose {key} looks at {wrong[0]}, which is no parameter")
 
 
 def _any_value(parameter: Parameter) -> Any:

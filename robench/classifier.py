@@ -143,16 +143,19 @@ class SearchModel(nn.Module):
         return logits.float() if half else logits
 
 
-def search_copy(model: Classifier, *, precision: Precision, device: torch.device | str) -> SearchModel:
+def search_copy(
+    model: Classifier, *, precision: Precision, device: torch.device | str, cheap_layers: bool = True
+) -> SearchModel:
     """Return a copy of `model` for attacks: eval, frozen, folded, channels_last where it convolves.
 
     Batch norms are folded only where the folded copy's logits agree within `LOGIT_TOLERANCE`; `unfolded` of
     the result says why not. TF32 is a setting of the process, not of a model: search inside `tensor_float32`.
+    On a CPU layers get the forms that are cheapest there, unless `cheap_layers` is False.
     """
     plain = copy.deepcopy(model).to(device).eval().requires_grad_(False)
     images = random_images(model.input_shape, count=4).to(plain.device)
     network, unfolded = _folded_where_equal(plain, images)
-    if torch.device(device).type == "cpu" and precision != "bf16":
+    if cheap_layers and torch.device(device).type == "cpu" and precision != "bf16":
         network = _cheapened_where_equal(network, images, single_precision=precision != "fp64")
     return SearchModel(network, precision=precision, unfolded=unfolded).eval()
 

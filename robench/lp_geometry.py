@@ -60,15 +60,15 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
 def project_onto_hyperplane(points: Tensor, normal: Tensor, gain: Tensor, norm: str) -> Tensor:
     """Return the point of the box nearest to each of `points` at which a linear function has grown by `gain`.
 
-    The function's gradient is `normal`, so the answer lies on the hyperplane `<normal, answer - point> = gain`. Where the
-    box does not meet it, the answer is the box's nearest corner to it: as far as the function can be made to go. A
+    The function's gradient is `normal`, so the answer lies on the hyperplane `<normal, answer - point> = gain`. Where
+    the box does not meet it, the answer is the box's nearest corner to it: as far as the function can be made to go. A
     vanishing normal gives the point itself.
 
-    Every pixel moves in the direction that helps until it meets the box, in L-infinity all at one speed and in L2 each at
-    the speed of its weight: the optimality conditions of both problems (Croce and Hein, arXiv:1907.02044, appendix). So
-    only the time is unknown. What is gained grows with it concavely and in straight pieces, and Newton's method from time
-    zero meets the exact solution in at most as many steps as there are pixels, mostly in four; a sort takes three times as
-    long.
+    Every pixel moves in the direction that helps until it meets the box, in L-infinity all at one speed and in L2 each
+    at the speed of its weight: the optimality conditions of both problems (Croce and Hein, arXiv:1907.02044, section
+    3.1). So only the time is unknown. What is gained grows with it concavely and in straight pieces, and Newton's
+    method from time zero meets the exact solution in at most as many steps as there are pixels, mostly in four; a sort
+    takes three times as long.
 
     Args:
         points: `(N, ...)` in [0, 1].

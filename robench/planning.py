@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from robench import catalog
+from robench import backends, catalog
 from robench.errors import UserError
 from robench.records import (
     PLAIN,
@@ -20,18 +20,26 @@ from robench.records import (
     Precision,
     Value,
 )
-from robench.threat_model import ThreatModel
+from robench.threat_model import Norm, ThreatModel
 from robench.workspace import PACKAGE
 
 DEFAULT_SUITE = "baseline"
 
 
 class Suite(Value):
-    """A list of attacks under a name."""
+    """A list of attacks under a name; those that have a form for one norm only stand under that norm."""
 
     summary: str
     source: str
-    attacks: tuple[str, ...]
+    attacks: tuple[str, ...] = ()
+    """Under every norm, and first."""
+    linf: tuple[str, ...] = ()
+    l2: tuple[str, ...] = ()
+
+    def under(self, norm: Norm) -> tuple[str, ...]:
+        """Return the attacks for one norm, in the order in which they run."""
+        own: tuple[str, ...] = {"Linf": self.linf, "L2": self.l2}[norm]
+        return (*self.attacks, *own)
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,16 @@ class Request:
     model: ModelIdentity
     examples: Examples
     threats: Sequence[ThreatModel]
-    attacks: Sequence[str]
+    attacks: Sequence[str] = ()
     """As typed: `pgd-20`, or with parameters `pgd-20:step_size=0.01,restarts=3`."""
     seed: int = 0
     precision: Precision = "fp32"
     decision: Decision = PLAIN
     until: float | None = None
     """Draw examples until the robust accuracy is known to within this; None: all of them."""
+    suite: Suite | None = None
+    """What runs before the attacks: under each threat model those of its norm."""
+    backend: str = backends.NATIVE
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ def load_suite(name: str) -> Suite:
         suite = Suite.model_validate(plugin.facts)
         for attack in suite.attacks:
             attack_settings(attack)
+        for norm, own in (("Linf", suite.linf), ("L2", suite.l2)):
+            for attack in own:
+                identify_attack(attack, ThreatModel.parse(f"{norm}@1"))
     except (ValueError, UserError) as error:
         raise catalog.PluginError(plugin.path, f"is no valid suite: {error}") from None
     return suite
@@ -87,8 +101,10 @@ def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     return plugin, plugin.settings(overrides)
 
 
-def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) -> AttackIdentity:
-    """Return the attack with everything that can change its answer; refuse what it has no form for."""
+def identify_attack(
+    text: str, threat: ThreatModel, decision: Decision = PLAIN, *, backend: str = backends.NATIVE
+) -> AttackIdentity:
+    """Return the attack with everything that can change its answer; refuse what it, or the backend, has no form for."""
     plugin, parameters = attack_settings(text)
     if decision.top_k > 1 and "criterion" not in plugin.supplied:
         raise UserError(f"attack {plugin.name} has no form for top-{decision.top_k}, only for top-1")
@@ -97,12 +113,14 @@ def identify_attack(text: str, threat: ThreatModel, decision: Decision = PLAIN) 
             f"attack {plugin.name} has no form for {threat.norm}, only for {', '.join(plugin.facts['norms'])}"
         )
     name = canonical_name(plugin, parameters)
-    return AttackIdentity(name=name, entry=plugin.entry, version=plugin.facts["version"], parameters=parameters)
+    implementation = backends.identify(backend, plugin, parameters, threat.norm)
+    return AttackIdentity(name=name, entry=plugin.entry, parameters=parameters, **implementation)
 
 
 def is_minimum_norm(spec: EvalSpec) -> bool:
     """Tell whether the attack looks for the nearest adversarial example, whatever epsilon is."""
-    return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False))
+    content = spec.attack.parameters.get("stop_within_epsilon", False)
+    return bool(catalog.find("attacks", spec.attack.entry).facts.get("minimum_norm", False)) and not content
 
 
 def is_bounded(spec: EvalSpec) -> bool:
@@ -115,8 +133,9 @@ def is_bounded(spec: EvalSpec) -> bool:
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
-    files = [p for folder in ("attacks", "evaluation", "architectures") for p in (PACKAGE / folder).glob("*.py")]
-    ground = "losses", "lp_geometry", "random_streams", "classifier", "cpu_layers", "target", "voting"
+    folders = ("attacks", "backends", "evaluation", "architectures")
+    files = [p for folder in folders for p in (PACKAGE / folder).glob("*.py")]
+    ground = "losses", "lp_geometry", "random_streams", "classifier", "compilation", "cpu_layers", "target", "voting"
     files += [PACKAGE / f"{name}.py" for name in ground]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
@@ -147,20 +166,27 @@ def canonical_name(plugin: catalog.Plugin, parameters: dict[str, object]) -> str
 
 
 def plan(request: Request) -> list[EvalSpec]:
-    """Return the questions in the order given, threat models outermost, each once."""
+    """Return the questions in the order given, threat models outermost, each once.
+
+    Raises UserError for a suite that has nothing for a threat model's norm.
+    """
     specs = {}
     for threat in request.threats:
-        for text in request.attacks:
+        own = request.suite.under(threat.norm) if request.suite else ()
+        if request.suite and not own:
+            raise UserError(f"the suite has no attack for {threat.norm} ({request.suite.summary}); choose another")
+        for text in (*own, *request.attacks):
             spec = EvalSpec(
                 model=request.model,
                 examples=request.examples,
                 threat=threat,
-                attack=identify_attack(text, threat, request.decision),
+                attack=identify_attack(text, threat, request.decision, backend=request.backend),
                 seed=request.seed,
                 precision=request.precision,
                 decision=request.decision,
                 until=request.until,
             )
+            backends.check(spec)
             specs[spec.identity] = spec
     return list(specs.values())
 

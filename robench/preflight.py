@@ -15,14 +15,16 @@ from torch import Tensor
 from robench.classifier import LOGIT_TOLERANCE, Classifier, frozen, logit_gap, tensor_float32
 from robench.errors import PreflightFailed
 from robench.losses import LOSSES
-from robench.records import Proportion
+from robench.records import PLAIN, Decision, Proportion
 
 #: Two equal calls may differ by this share of the largest logit: parallel sums on a GPU have no fixed order.
 _REPEAT_TOLERANCE = 1e-5
 #: A sound model is stopped for its accuracy at most this often (two-sided).
 _ACCURACY_LEVEL = 1e-4
-#: More images than this share without any gradient of an attack's loss stop the evaluation.
-_FLAT_SHARE = 0.02
+#: More images than this share without any gradient of an attack's loss stop the evaluation: its number would be the
+#: clean accuracy by another name. Fewer leave a number that means something and is too high by an amount that can be
+#: measured: that is a diagnostic's business (:mod:`robench.evaluation.diagnostics`), which also runs stronger attacks.
+_FLAT_SHARE = 0.5
 #: Images at a time: the activations of a large ImageNet network stay below a gigabyte.
 _BATCH = 32
 
@@ -34,6 +36,7 @@ def preflight(
     *,
     card_accuracy: Proportion | None = None,
     losses: Collection[str] = (),
+    decision: Decision = PLAIN,
 ) -> None:
     """Stop an evaluation that would mislead.
 
@@ -44,19 +47,24 @@ def preflight(
         labels: `(N,)` int64.
         losses: names of the losses (:data:`robench.losses.LOSSES`) that attacks are going to ascend.
         card_accuracy: clean accuracy on images of the same kind, None where unknown.
+        decision: how predictions are made. A model that answers at random is let through where several passes
+            decide; then whether the answer depends on the batch cannot be told, and is not looked at.
 
     Raises PreflightFailed, one line with the likely cause, for the first of these: a submodule in train mode;
     images or labels that do not fit; an output that is not `(N, K)` and finite, is made of probabilities,
     changes when the call is repeated, depends on the rest of the batch, or changes the model; no gradient to
-    the images; clean accuracy that is implausible (two-sided binomial test at 1e-4) for every value in the
-    card's interval.
+    the images; a loss without any gradient for most images; clean accuracy that is implausible (two-sided
+    binomial test at 1e-4) for every value in the card's interval.
+
+    What stops here would make every number meaningless. What makes one too high, by how much and for which
+    attack, is told by the record's diagnostics.
     """
     _check_mode(model)
     _check_data(model, images, labels)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad(), tensor_float32(allowed=False):
         parts = [_checked_logits(model, part) for part in torch.split(images, _BATCH)]
-        _check_pure(model, images[:_BATCH], parts[0], before=before)
+        _check_pure(model, images[:_BATCH], parts[0], before=before, decision=decision)
     _check_gradient(model, images[:_BATCH])
     for loss in losses:
         _check_loss(model, images, labels, loss)
@@ -131,7 +139,9 @@ def _checked_logits(model: Classifier, images: Tensor) -> Tensor:
     return logits
 
 
-def _check_pure(model: Classifier, images: Tensor, logits: Tensor, *, before: dict[str, Tensor]) -> None:
+def _check_pure(
+    model: Classifier, images: Tensor, logits: Tensor, *, before: dict[str, Tensor], decision: Decision
+) -> None:
     changed = [n for n, b in model.named_buffers() if n not in before or not torch.equal(b, before[n])]
     if changed:
         raise PreflightFailed(
@@ -139,9 +149,11 @@ def _check_pure(model: Classifier, images: Tensor, logits: Tensor, *, before: di
         )
     gap = logit_gap(_call(model, images), logits)
     if gap > _REPEAT_TOLERANCE:
+        if not decision.plain:
+            return
         raise PreflightFailed(
-            f"the model answers the same images differently (by {gap:.1e} of the largest logit): a "
-            "randomised defense needs attacks that average over its randomness"
+            f"the model answers the same images differently (by {gap:.1e} of the largest logit): is dropout on? A "
+            "randomised defense needs several votes for each prediction, and attacks that average over its randomness"
         )
     for row in {0, len(images) - 1}:
         alone = _call(model, images[row : row + 1])

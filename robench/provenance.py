@@ -15,7 +15,7 @@ from robench.records import Provenance
 PACKAGE = Path(__file__).parent
 
 
-def provenance(device: torch.device | str, command: str) -> Provenance:
+def provenance(device: torch.device | str, command: str, *, compiled: bool = False) -> Provenance:
     """Return what is true of this process now; `command` is what was typed, free of machine paths."""
     return Provenance(
         robench=robench.__version__,
@@ -26,6 +26,7 @@ def provenance(device: torch.device | str, command: str) -> Provenance:
         threads=torch.get_num_threads(),
         command=command,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        compiled=compiled,
     )
 
 

@@ -17,7 +17,6 @@ from robench.errors import UserError
 from robench.threat_model import ThreatModel
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-Backend = Literal["native", "foolbox", "art", "autoattack"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -113,8 +112,19 @@ class AttackIdentity(Value):
     version: int
     parameters: dict[str, Any]
     """Every parameter, defaults included."""
-    backend: Backend = "native"
-    """Whose implementation: robench's own, or another library's with the same parameters."""
+    backend: Annotated[str, Field(pattern=r"^(native|[a-z]\w* \S+)$")] = "native"
+    """Whose implementation: robench's own, or another library's with the same parameters. A library stands with its
+    version, which changes numbers (`foolbox 3.3.4`); `version` is then its adapter's."""
+
+    @property
+    def library(self) -> str:
+        """Return the backend without its version: a name of :mod:`robench.backends`."""
+        return self.backend.partition(" ")[0]
+
+    @property
+    def title(self) -> str:
+        """Return the name to print: `pgd-20`, or `pgd-20 (foolbox)` where another library ran it."""
+        return self.name if self.backend == "native" else f"{self.name} ({self.library})"
 
 
 class Decision(Value):
@@ -264,6 +274,8 @@ class Provenance(Value):
     command: str
     finished: str
     """UTC, ISO 8601."""
+    compiled: bool = False
+    """The search ran through torch.compile, which rounds differently, as another device does."""
 
 
 class EvalRecord(Value):
@@ -301,6 +313,46 @@ class EvalRecord(Value):
     """Of the Parquet file with one row per example."""
 
 
+class TransferSpec(Value):
+    """One entry of a transfer matrix: what is left of a model's accuracy on images that fool another."""
+
+    schema_version: Literal[1] = 1
+    source: EvalSpec
+    """The evaluation whose adversarial images are shown. Those of examples that its model gets wrong without an attack
+    were attacked, too: else a weak source would make an easy test."""
+    target: ModelIdentity
+    """The model that classifies them."""
+
+    @property
+    def identity(self) -> str:
+        """Return the question's name: 16 hexadecimal digits of its hash."""
+        return canonical_hash(self.model_dump(mode="json"))[:16]
+
+    @property
+    def white_box(self) -> bool:
+        """Tell whether the images were made on the model that classifies them."""
+        return self.target == self.source.model
+
+
+class TransferRecord(Value):
+    """One answer, written once. Its rows have the columns of any outcomes; their predictions are the target's."""
+
+    schema_version: Literal[1] = 1
+    spec: TransferSpec
+    clean: Proportion
+    """Correct on the unchanged image, of all examples."""
+    robust: Proportion
+    """Still correct on the source's adversarial image, of all examples; wrong clean images count as wrong."""
+    fooled: Proportion | None
+    """Of the examples that the source's attack broke inside the ball and the target gets right unchanged: those that
+    fool the target, too. None where there is no such example."""
+    cost: Cost
+    """Of the look at the images; what making them took is in the source's record."""
+    provenance: Provenance
+    outcomes_sha256: str
+    """Of the Parquet file with one row per example."""
+
+
 #: One row per example: name and Parquet type. Distances are of the returned image from the clean one.
 OUTCOME_COLUMNS: dict[str, str] = {
     "example_id": "int64",
@@ -317,7 +369,7 @@ OUTCOME_COLUMNS: dict[str, str] = {
     "relative_l2": "float64",  # over the clean image's L2 norm; 0 for an image of zeros
     "broken_in_8_bit": "bool",  # still misclassified after rounding to 256 levels
     "wrong_decisions": "int64",  # bit i: the i-th repeated decision on the returned image is wrong
-    "broken_by": "string",  # member of a combined attack; empty where there is none or none succeeded
+    "broken_by": "string",  # member of a combined attack that broke it, at whatever distance; empty where none did
     "forward_passes": "int32",  # -1: the attack does not say for which examples it made its passes
     "backward_passes": "int32",
 }

@@ -1,8 +1,15 @@
-"""Intervals of proportions: every accuracy that robench states carries two."""
+"""Intervals: every accuracy that robench states carries two, every mean and median of distances one."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
 
 from robench.errors import UserError
 from robench.records import Proportion
@@ -45,6 +52,48 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     )
 
 
+def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the mean of at least one value and the bounds of its 95 % normal interval."""
+    mean = float(np.mean(values))
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * spread / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+@functools.cache
+def median_ranks(n: int) -> tuple[int, int] | None:
+    """Return the positions (from 0) of the sorted values between which the median lies with at least 95 %.
+
+    Exact for any distribution: the number of values below the median is binomial (n, 1/2). None below six values, where
+    even the smallest and the largest are too near.
+    """
+    below, term, limit = 0, 1, int(2**n * (1 - Fraction(str(LEVEL))) / 2)
+    for position in range(n // 2 + 1):
+        below += term
+        if below > limit:
+            return (position - 1, n - position) if position else None
+        term = term * (n - position) // (position + 1)
+    return None
+
+
 def _check(successes: int, n: int) -> None:
     if not 0 <= successes <= n or n < 1:
         raise UserError(f"{successes} of {n} is no share; it needs at least one example, and 0 to n successes")
+
+
+def exceeds(count: int, n: int, share: float, *, level: float = 0.01) -> bool:
+    """Tell whether so many of n can hardly be chance where the true share is at most `share` (0 < share < 1).
+
+    Exact one-sided binomial test: true where `count` or more of `n` come up with at most the probability `level`.
+    """
+    if count <= n * share:
+        return False
+    log_tail = [
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(share)
+        + (n - k) * math.log1p(-share)
+        for k in range(count, n + 1)
+    ]
+    return math.fsum(map(math.exp, log_tail)) <= level * (1 + 1e-9)

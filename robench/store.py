@@ -4,9 +4,11 @@
 
     reports/records/<model>/<identity>.json           an answer; the identity is the hash of its question
     reports/records/<model>/<identity>.failed.json    its attack failed; replaced when it is asked again
+    reports/transfers/<target>/<identity>.json        how a model does on images that were made on another
     reports/records/<model>/<identity>.partial.json   it was stopped on purpose; replaced when it is asked again
     reports/outcomes/<identity>-<sha256[:8]>.parquet  its rows, one per example
     reports/.work/<identity>-<first id>-<rows>-<random>.parquet    a finished shard of unfinished work
+    reports/.work/findings-<hash>.json                what the diagnostics' probes saw of a model; may be deleted
 
 A record names its outcomes by their hash. So two runs that answer one question at once cannot mix: each
 writes outcomes of its own, one of them links its record into place first, and the other withdraws. No lock is
@@ -26,19 +28,30 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.errors import StorageError, UnsafeFile
-from robench.records import OUTCOME_COLUMNS, Cost, EvalRecord, EvalSpec, ModelCard
+from robench.errors import StorageError, UnsafeFile, UserError
+from robench.records import (
+    OUTCOME_COLUMNS,
+    Cost,
+    EvalRecord,
+    EvalSpec,
+    ModelCard,
+    ModelIdentity,
+    TransferRecord,
+    TransferSpec,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Rows = Mapping[str, NDArray[Any]]
 """One array per column of OUTCOME_COLUMNS, all of one length: one entry per example."""
+
+_Answer = TypeVar("_Answer", EvalRecord, TransferRecord)
 
 #: How the names of records end that are not complete.
 _UNFINISHED = (".failed.json", ".partial.json")
@@ -55,6 +68,14 @@ class StoredRecord:
     record: EvalRecord
 
 
+@dataclass(frozen=True)
+class StoredTransfer:
+    """A transfer's record and the file it stands in."""
+
+    path: Path
+    record: TransferRecord
+
+
 class StoredCard(NamedTuple):
     """A model card and the folder it stands in, together with its weights and its training log."""
 
@@ -69,8 +90,9 @@ class Results:
     records: tuple[StoredRecord, ...]
     cards: Mapping[str, StoredCard]
     """By model id; models that are in no registry have none."""
-    outcomes: Callable[[EvalRecord], Rows]
+    outcomes: Callable[[EvalRecord | TransferRecord], Rows]
     """Returns a record's rows, sorted by example_id."""
+    transfers: tuple[StoredTransfer, ...] = ()
 
 
 class Store:
@@ -84,7 +106,11 @@ class Store:
         """Return where the complete record of a question stands, or would stand."""
         return self.root / "records" / file_name(spec.model.id) / f"{spec.identity}.json"
 
-    def outcomes_path(self, record: EvalRecord) -> Path:
+    def transfer_path(self, spec: TransferSpec) -> Path:
+        """Return where the record of a transfer stands, or would stand."""
+        return self.root / "transfers" / file_name(spec.target.id) / f"{spec.identity}.json"
+
+    def outcomes_path(self, record: EvalRecord | TransferRecord) -> Path:
         """Return where a record's rows stand."""
         return self.root / "outcomes" / f"{record.spec.identity}-{record.outcomes_sha256[:8]}.parquet"
 
@@ -100,6 +126,10 @@ class Store:
     def find(self, spec: EvalSpec) -> EvalRecord | None:
         """Return the complete record of a question, or None; raise UserError for a damaged one."""
         return _read_record(self.record_path(spec))
+
+    def find_transfer(self, spec: TransferSpec) -> TransferRecord | None:
+        """Return the record of a transfer, or None; raise UserError for a damaged one."""
+        return _read(self.transfer_path(spec), TransferRecord)
 
     def write(self, record: EvalRecord, outcomes: Rows | pa.Table) -> Path:
         """Write a record and its rows; return the file the answer stands in.
@@ -126,6 +156,23 @@ class Store:
             self._withdraw(superseded, kept=_read_record(own))
         return own
 
+    def write_transfer(self, record: TransferRecord, outcomes: Rows) -> Path:
+        """Write a transfer's record and its rows, once: where there is one already, that one is kept.
+
+        Raises ValueError for rows that do not fit the record, StorageError if writing fails.
+        """
+        data = outcome_bytes(outcomes)
+        _check_fit(record, data)
+        path = self.transfer_path(record.spec)
+        if path.exists():
+            return path
+        publish(self.outcomes_path(record), data)
+        if not publish(path, record.to_json().encode(), replace=False):
+            kept = self.find_transfer(record.spec)
+            if kept and self.outcomes_path(record) != self.outcomes_path(kept):
+                self.outcomes_path(record).unlink(missing_ok=True)
+        return path
+
     def _withdraw(self, record: EvalRecord | None, *, kept: EvalRecord | None) -> None:
         """Remove the rows of a record that `kept` supersedes."""
         if record and kept and self.outcomes_path(record) != self.outcomes_path(kept):
@@ -142,19 +189,35 @@ class Store:
             if record and (path == complete or not complete.exists()):
                 yield StoredRecord(path, record)
 
-    def outcomes(self, record: EvalRecord) -> dict[str, NDArray[Any]]:
+    def transfers(self) -> Iterator[StoredTransfer]:
+        """Yield all transfers in the order of their paths; raise UserError that names a damaged file."""
+        for path in sorted((self.root / "transfers").glob("*/*.json")):
+            if record := _read(path, TransferRecord):
+                yield StoredTransfer(path, record)
+
+    def complete_of(self, model: ModelIdentity) -> Iterator[EvalRecord]:
+        """Yield the complete records of a model, in the order of their paths.
+
+        Damaged files are passed over: a question that their content would answer is then asked anew.
+        """
+        for path in sorted((self.root / "records" / file_name(model.id)).glob("*.json")):
+            with contextlib.suppress(UserError):
+                record = _read_record(path)
+                if record and record.status == "complete" and record.spec.model == model:
+                    yield record
+
+    def outcomes(self, record: EvalRecord | TransferRecord) -> dict[str, NDArray[Any]]:
         """Return a record's rows, sorted by example_id; raise UnsafeFile if they are gone or changed."""
         path = self.outcomes_path(record)
+        own = self.record_path(record.spec) if isinstance(record, EvalRecord) else self.transfer_path(record.spec)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise UnsafeFile(
-                f"{path} is missing; restore it, or delete {self.record_path(record.spec)} and evaluate again"
-            ) from None
+            raise UnsafeFile(f"{path} is missing; restore it, or delete {own} and evaluate again") from None
         if hashlib.sha256(data).hexdigest() != record.outcomes_sha256:
             raise UnsafeFile(
                 f"{path} does not match its record's outcomes_sha256; restore it, "
-                f"or delete it and {self.record_path(record.spec)} and evaluate again"
+                f"or delete it and {own} and evaluate again"
             )
         return _columns(_read_parquet(data))
 
@@ -162,13 +225,13 @@ class Store:
         """Return everything that leaderboards are built from; rows are read when asked for, and once."""
         cache: dict[str, Rows] = {}
 
-        def outcomes(record: EvalRecord) -> Rows:
+        def outcomes(record: EvalRecord | TransferRecord) -> Rows:
             key = record.outcomes_sha256
             if key not in cache:
                 cache[key] = self.outcomes(record)
             return cache[key]
 
-        return Results(tuple(self.records()), cards, outcomes)
+        return Results(tuple(self.records()), cards, outcomes, tuple(self.transfers()))
 
     def journal_write(self, identity: str, rows: Rows, *, cost: Cost, notes: Collection[str] = ()) -> None:
         """Keep a finished shard's rows, what they took and what is to be said, until the evaluation is complete."""
@@ -311,13 +374,14 @@ def _array(column: Any, kind: str) -> NDArray[Any]:
     return bits[column.offset : column.offset + len(column)].astype(np.bool_)
 
 
-def _check_fit(record: EvalRecord, data: bytes) -> None:
+def _check_fit(record: EvalRecord | TransferRecord, data: bytes) -> None:
     """Raise ValueError unless the rows are those that the record was made from."""
     if hashlib.sha256(data).hexdigest() != record.outcomes_sha256:
         raise ValueError("the rows do not match the record's outcomes_sha256; which is outcome_sha256(rows)")
     rows = _columns(_read_parquet(data))
     counted = len(rows["robust"]), int(rows["robust"].sum())
-    if record.status != "failed" and counted != (record.robust.n, record.robust.successes):
+    unfinished = isinstance(record, EvalRecord) and record.status == "failed"
+    if not unfinished and counted != (record.robust.n, record.robust.successes):
         raise ValueError(f"{counted[1]} of {counted[0]} rows are robust, the record says {record.robust}")
 
 
@@ -328,11 +392,15 @@ def _unfinished(complete: Path) -> list[Path]:
 
 def _read_record(path: Path) -> EvalRecord | None:
     """Return the record in a file, None where there is no file; raise UserError for a damaged one."""
+    return _read(path, EvalRecord)
+
+
+def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
     try:
         text = path.read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    record = EvalRecord.from_json(text, origin=str(path))
+    record = kind.from_json(text, origin=str(path))
     if path.name not in {f"{record.spec.identity}{end}" for end in (".json", *_UNFINISHED)}:
         raise UnsafeFile(
             f"{path} was changed: its question has the identity {record.spec.identity}; restore or delete it"

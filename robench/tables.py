@@ -14,8 +14,9 @@ from typing import Literal
 
 from robench.records import Proportion
 
-Role = Literal["rank", "model", "label", "accuracy", "amount"]
-"""What a column holds: the rank, the model, other text, a share of examples in [0, 1], a count or a time."""
+Role = Literal["rank", "model", "label", "accuracy", "distance", "amount"]
+"""What a column holds: the rank, the model, other text, a share of examples in [0, 1], how far from the clean image
+something lies ([0, 1] scale of pixels; infinite where nothing was found), a count or a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,17 @@ class Cell:
     """How it is shown, where that is not how the column's role shows values."""
     low: float | None = None
     high: float | None = None
-    """Its 95 % Wilson interval."""
+    """Its 95 % interval, of a share Wilson's."""
     n: int | None = None
-    """How many examples it is a share of."""
+    """How many examples it is a share or a mean of."""
     record: Path | None = None
     """The file it was read from; its name is the question's identity."""
     model: str | None = None
     """A model whose page it leads to."""
     note: str | None = None
     """What a reader must know beside the value."""
+    warning: str | None = None
+    """Why the value is one to be wary of; shown to who points at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,51 @@ class Column:
     """One sentence for the page's legend."""
     unit: str | None = None
     """Of an amount: "s"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A small table beside the table: cells by two names."""
+
+    name: str
+    """Safe as a part of a file's name."""
+    title: str
+    caption: str
+    corner: tuple[str, ...]
+    """What the rows' names are."""
+    rows: tuple[tuple[str, ...], ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+    """Row by row; each is a share of examples."""
+    heat: bool = False
+    """Colour each cell by its share: a heat map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A step function: from each x on it has the y beside it."""
+
+    title: str
+    x: tuple[float, ...]
+    """Ascending."""
+    y: tuple[float, ...]
+    n: int
+    """How many examples `y` is a share of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Curves that share their axes; `y` is a share of examples in [0, 1]."""
+
+    name: str
+    """Safe as a part of a file's name."""
+    title: str
+    caption: str
+    x_title: str
+    y_title: str
+    curves: tuple[Curve, ...]
+    x_end: float
+    """Where the drawing ends; the file has all points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +115,25 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     ranked_by: str
-    """Key of an accuracy column: the larger the better."""
+    """Key of a column of accuracies or distances: the larger the better."""
     remarks: tuple[str, ...] = ()
     """What stands below the table: evaluations that failed, and why."""
+    warnings: tuple[str, ...] = ()
+    """The same for those whose numbers are hardly to be believed."""
+    figures: tuple[Grid | Curves, ...] = ()
+    """What is drawn beside it."""
+    reading: tuple[str, ...] = ()
+    """Paragraphs on how to read it, beside the columns' descriptions."""
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]
         roles = [column.role for column in self.columns]
         if len(set(keys)) != len(keys) or roles.count("rank") != 1 or roles.count("model") != 1:
             raise ValueError(f"table {self.name}: columns need distinct keys, one rank and one model: {keys}")
-        if self.ranked_by not in keys or roles[keys.index(self.ranked_by)] != "accuracy":
-            raise ValueError(f"table {self.name}: it is ranked by {self.ranked_by!r}, which is no accuracy")
+        if self.ranked_by not in keys or roles[keys.index(self.ranked_by)] not in {"accuracy", "distance"}:
+            raise ValueError(
+                f"table {self.name}: it is ranked by {self.ranked_by!r}, which is no accuracy and no distance"
+            )
         if any(len(row) != len(keys) for row in self.rows):
             raise ValueError(f"table {self.name}: a row has not as many cells as there are columns")
         self._check_ranks(list(self.column(keys[roles.index("rank")])))

@@ -12,6 +12,10 @@ from robench.errors import UserError
 Norm = Literal["Linf", "L2"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
+#: How far outside the ball a valid answer may be, relative to max(1, epsilon): rounding of `image + offset` in float32
+#: (2^-24 for pixels up to 1) and of the sum of squares in an L2 norm, with a factor of ten to spare.
+BALL_TOLERANCE = 1e-6
+
 
 def exact_fraction(value: Any) -> Fraction:
     """Read "8/255", "0.3", "1" or a number as an exact fraction; a float is read as its shortest decimal text."""
@@ -61,6 +65,11 @@ class ThreatModel(BaseModel):
     def radius(self) -> float:
         """Return epsilon as a float."""
         return float(self.epsilon)
+
+    @property
+    def reach(self) -> float:
+        """Return the largest distance, measured in float64, that counts as inside: epsilon up to BALL_TOLERANCE."""
+        return self.radius + BALL_TOLERANCE * max(1.0, self.radius)
 
     def __str__(self) -> str:
         return f"{self.norm}@{fraction_text(self.epsilon)}"

@@ -13,6 +13,8 @@ from robench.records import (
     AttackIdentity,
     Configured,
     Cost,
+    Diagnostic,
+    Distances,
     EvalRecord,
     EvalSpec,
     Examples,
@@ -21,6 +23,8 @@ from robench.records import (
     Proportion,
     Provenance,
     ShardError,
+    TransferRecord,
+    TransferSpec,
     WeightsFile,
 )
 from robench.statistics import wilson
@@ -43,6 +47,18 @@ PGD = {"steps": 20, "step_size": 0.01, "restarts": 1, "random_start": True, "los
 def proportion(successes: int, n: int) -> Proportion:
     interval = wilson(successes, n)
     return Proportion(successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval)
+
+
+def diagnostic(name: str, verdict: str = "ok") -> Diagnostic:
+    flag = verdict == "flag"
+    return Diagnostic(
+        name=name,
+        verdict=verdict,
+        evidence=f"what was seen of {name}",
+        examples=40,
+        stronger="square" if flag else None,
+        robust_then=proportion(10, 40) if flag else None,
+    )
 
 
 def sha(text: str) -> str:
@@ -104,7 +120,12 @@ def rows(robust: Iterable[bool], *, clean: Iterable[bool] | None = None) -> dict
 
 
 def record(
-    question: EvalSpec, outcomes: dict[str, np.ndarray], *, failed: bool = False, seconds: float = 12.5
+    question: EvalSpec,
+    outcomes: dict[str, np.ndarray],
+    *,
+    failed: bool = False,
+    seconds: float = 12.5,
+    diagnostics: tuple[Diagnostic, ...] = (),
 ) -> EvalRecord:
     """The answer that these rows make."""
     n = len(outcomes["robust"])
@@ -115,6 +136,7 @@ def record(
         clean=proportion(int((outcomes["clean_prediction"] == outcomes["label"]).sum()), n),
         robust=proportion(int(outcomes["robust"].sum()), n),
         median_distance=0.3,
+        diagnostics=diagnostics,
         errors=(error,) if failed else (),
         cost=Cost(forward_passes=21 * n, backward_passes=20 * n, seconds=seconds),
         provenance=PROVENANCE,
@@ -127,6 +149,47 @@ def put(store: Store, question: EvalSpec, robust: Iterable[bool], **options: Any
     outcomes = rows(robust, clean=options.pop("clean", None))
     answer = record(question, outcomes, **options)
     store.write(answer, outcomes)
+    return answer
+
+
+def put_minimum_norm(store: Store, question: EvalSpec, distances: Iterable[float], **options: Any) -> EvalRecord:
+    """Write what an attack found that looks for the minimum norm: a distance per example, infinite where it failed."""
+    reach = np.array(list(distances))
+    found = np.isfinite(reach)
+    length = np.where(found, reach, 0.0)
+    outcomes = rows(~(found & (length <= question.threat.radius)), clean=options.pop("clean", None))
+    outcomes |= {"broken": found | ~outcomes["attacked"], "robust": outcomes["robust"] & outcomes["attacked"]}
+    outcomes |= {"linf": length, "l2": 10 * length, "relative_l2": length}
+    norm, hit = question.threat.norm.lower(), outcomes["attacked"] & found
+    distance = Distances(
+        found=int(hit.sum()),
+        attacked=int(outcomes["attacked"].sum()),
+        median=None,
+        mean_found=float(outcomes[norm][hit].mean()) if hit.any() else None,
+        mean_all=float(np.where(hit, outcomes[norm], 0.0).mean()),
+        relative=None,
+    )
+    answer = record(question, outcomes, **options).model_copy(update={"distances": distance})
+    store.write(answer, outcomes)
+    return answer
+
+
+def put_transfer(
+    store: Store, source: EvalSpec, target: ModelIdentity, robust: Iterable[bool], **options: Any
+) -> TransferRecord:
+    """Write what a model does on the images of a source."""
+    outcomes = rows(robust, clean=options.pop("clean", None))
+    n = len(outcomes["robust"])
+    answer = TransferRecord(
+        spec=TransferSpec(source=source, target=target),
+        clean=proportion(int(outcomes["attacked"].sum()), n),
+        robust=proportion(int(outcomes["robust"].sum()), n),
+        fooled=None,
+        cost=Cost(forward_passes=2 * n, backward_passes=0, seconds=1.0),
+        provenance=PROVENANCE,
+        outcomes_sha256=outcome_sha256(outcomes),
+    )
+    store.write_transfer(answer, outcomes)
     return answer
 
 

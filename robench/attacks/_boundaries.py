@@ -1,20 +1,21 @@
-"""The boundary nearest to a point, as the gradients there tell: what DeepFool and FAB step towards.
+"""What DeepFool and FAB have in common: examples on their way, and the boundary that the gradients there tell of.
 
-Between the label y and another class c the decision changes where `logit_c - logit_y` is zero. At a point that function is
-taken for linear, so its boundary is a hyperplane as far away as what is missing over the dual norm of the gradient
-(DeepFool, arXiv:1511.04599, equations (6) and (8)). Gradients to all classes at every step are what makes the attacks
+Between the label y and another class c the decision changes where `logit_c - logit_y` is zero. At a point that function
+is taken for linear, so its boundary is a hyperplane as far away as what is missing over the dual norm of the gradient
+(DeepFool, arXiv:1511.04599, equations (6) and (8)). Gradients to all classes at every step are what makes these attacks
 slow elsewhere. How steep a class is changes slowly, so here it is remembered, and a gradient is computed only while a
 class whose steepness is old may be nearer than the nearest one whose gradient is new: mostly one gradient a step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from robench.losses import Criterion
+from robench.lp_geometry import distance, per_example
 from robench.target import narrowed
 
 
@@ -51,67 +52,111 @@ class Candidates:
         return Candidates(self.classes[rows], self.slopes[rows])
 
 
-def nearest_boundary(
-    model: nn.Module,
-    points: Tensor,
-    labels: Tensor,
-    candidates: Candidates,
-    *,
-    norm: str,
-    criterion: Criterion,
-    every: bool = False,
-) -> Boundary:
-    """Return the boundary that is nearest to each of `points` `(N, ...)`, in the threat's norm and without the box.
+@dataclass(frozen=True)
+class Run:
+    """The examples that are on their way, and where they are."""
+
+    rows: Tensor
+    """(M,) int64: which of all examples they are."""
+    points: Tensor
+    """(M, ...) in [0, 1], as are `images`."""
+    images: Tensor
+    labels: Tensor
+    candidates: Candidates
+    model: nn.Module
+
+    def __getitem__(self, keep: Tensor) -> Run:
+        """Return some of them, by row numbers."""
+        return Run(
+            self.rows[keep],
+            self.points[keep],
+            self.images[keep],
+            self.labels[keep],
+            self.candidates[keep],
+            narrowed(self.model, keep),
+        )
+
+    def at(self, points: Tensor) -> Run:
+        """Return the same examples elsewhere."""
+        return replace(self, points=points)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """What was found so far; brought up to date in place."""
+
+    images: Tensor
+    """(N, ...): the nearest adversarial image, or the image itself."""
+    distance: Tensor
+    """(N,): how far that is; infinite where nothing was found."""
+    last: Tensor
+    """(N,): how far from its image the example was when last looked at."""
+
+    @classmethod
+    def to(cls, images: Tensor) -> Nearest:
+        """Return that nothing was found yet."""
+        nothing = torch.full((len(images),), torch.inf, dtype=images.dtype, device=images.device)
+        return cls(images.detach().clone(), nothing, torch.zeros_like(nothing))
+
+    def keep(self, run: Run, broken: Tensor, norm: str) -> None:
+        """Take over the points of `run` that are broken and nearer than all before."""
+        last = distance(run.points - run.images, norm)
+        nearer = broken & (last < self.distance[run.rows])
+        self.images[run.rows] = torch.where(per_example(nearer, run.points), run.points, self.images[run.rows])
+        self.distance[run.rows] = torch.where(nearer, last, self.distance[run.rows])
+        self.last[run.rows] = last
+
+
+def nearest_boundary(run: Run, *, norm: str, criterion: Criterion, every: bool) -> Boundary:
+    """Return the boundary that is nearest to each point of `run`, in the threat's norm and without the box.
 
     Under top-k it is the k-th nearest one, behind which k classes come before the label: on either side of the boundary
     of what counts as broken this is the one to cross.
 
     Args:
-        model: images -> logits.
-        points: `(N, ...)` in [0, 1].
-        labels: `(N,)` int64.
-        candidates: the classes to choose from, at least k; their slopes are updated.
+        run: its candidates' slopes are updated; there must be at least k of them.
         norm: `Linf` or `L2`.
         criterion: says k.
         every: compute the gradients of all candidates anew.
     """
+    classes, slopes = run.candidates.classes, run.candidates.slopes
     if every:
-        candidates.slopes.fill_(-1.0)
-    points = points.detach().requires_grad_()
-    logits = model(points)
+        slopes.fill_(-1.0)
+    points = run.points.detach().requires_grad_()
+    logits = run.model(points)
     values = logits.detach()
-    gaps = values.gather(1, labels[:, None]) - values.gather(1, candidates.classes)
+    gaps = values.gather(1, run.labels[:, None]) - values.gather(1, classes)
     fresh = torch.zeros_like(gaps, dtype=torch.bool)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     while True:
-        chosen = _chosen(gaps, candidates.slopes, criterion.top_k)
+        chosen = _chosen(gaps, slopes, criterion.top_k)
         rows = (~fresh.gather(1, chosen[:, None])).squeeze(1).nonzero().squeeze(1)
         if len(rows) == 0:
             break
         position = chosen[rows]
-        gradient = _gradients(model, points, logits, labels, (rows, candidates.classes[rows, position]))
-        candidates.slopes[rows, position] = _dual_norm(gradient, norm).to(gaps.dtype)
+        gradient = _gradients(run, points, logits, rows=rows, classes=classes[rows, position])
+        slopes[rows, position] = _dual_norm(gradient, norm).to(slopes.dtype)
         fresh[rows, position] = True
         found.append((rows, position, gradient))
     normal = torch.zeros_like(points)
     for rows, position, gradient in found:
-        final = chosen[rows] == position
-        normal[rows[final]] = gradient[final]
-    return Boundary(values, normal.detach(), gaps.gather(1, chosen[:, None]).squeeze(1))
+        final = per_example(chosen[rows] == position, gradient)
+        normal[rows] = torch.where(final, gradient, normal[rows])
+    return Boundary(values, normal, gaps.gather(1, chosen[:, None]).squeeze(1))
 
 
-def boundary_to(model: nn.Module, points: Tensor, labels: Tensor, targets: Tensor, criterion: Criterion) -> Boundary:
-    """Return the boundary to one class per example, `targets` `(N,)`: one forward and one backward pass.
+def boundary_to(run: Run, targets: Tensor, criterion: Criterion) -> Boundary:
+    """Return the boundary to one class per example, `targets` `(M,)`: one forward and one backward pass.
 
     Under top-k the boundary behind which the target and k - 1 others come before the label.
     """
-    points = points.detach().requires_grad_()
-    logits = model(points)
+    points = run.points.detach().requires_grad_()
+    logits = run.model(points)
     entering = logits.gather(1, targets[:, None]).squeeze(1)
     if criterion.top_k > 1:
-        others = logits.scatter(1, torch.stack([labels, targets], dim=1), -torch.inf)
+        others = logits.scatter(1, torch.stack([run.labels, targets], dim=1), -torch.inf)
         entering = torch.minimum(entering, others.topk(criterion.top_k - 1, dim=1).values[:, -1])
-    advantage = entering - logits.gather(1, labels[:, None]).squeeze(1)
+    advantage = entering - logits.gather(1, run.labels[:, None]).squeeze(1)
     (normal,) = torch.autograd.grad(advantage.sum(), points)
     return Boundary(logits.detach(), normal, -advantage.detach())
 
@@ -126,23 +171,19 @@ def _chosen(gaps: Tensor, slopes: Tensor, top_k: int) -> Tensor:
     return torch.where(least == -torch.inf, nearest, estimate.kthvalue(top_k, dim=1).indices)
 
 
-def _gradients(
-    model: nn.Module, points: Tensor, logits: Tensor, labels: Tensor, wanted: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Return the gradients of logit minus label's logit, for the rows and classes `wanted`.
+def _gradients(run: Run, points: Tensor, logits: Tensor, *, rows: Tensor, classes: Tensor) -> Tensor:
+    """Return the gradients of the logits of `classes` minus the label's, for these rows.
 
     A backward pass through the graph that is there takes all examples along, so for less than half of them a
     forward pass of their own is cheaper.
     """
-    rows, classes = wanted
+    labels, places = run.labels[rows], rows
     if 2 * len(rows) < len(points):
         points = points.detach()[rows].requires_grad_()
-        logits, labels, rows = narrowed(model, rows)(points), labels[rows], torch.arange(len(rows), device=rows.device)
-    else:
-        labels = labels[rows]
-    advantage = logits[rows, classes] - logits[rows, labels]
+        logits, places = narrowed(run.model, rows)(points), torch.arange(len(rows), device=rows.device)
+    advantage = logits[places, classes] - logits[places, labels]
     (gradient,) = torch.autograd.grad(advantage.sum(), points, retain_graph=True)
-    return gradient if len(rows) == len(gradient) else gradient[rows]
+    return gradient[places]
 
 
 def _dual_norm(gradient: Tensor, norm: str) -> Tensor:
@@ -151,4 +192,5 @@ def _dual_norm(gradient: Tensor, norm: str) -> Tensor:
         return flat.abs().sum(1)
     largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
     # Scaled by the largest entry: squares of gradients below 1e-19 would vanish in float32.
-    return torch.linalg.vector_norm(flat / largest, dim=1) * largest.squeeze(1)
+    length: Tensor = torch.linalg.vector_norm(flat / largest, dim=1)
+    return length * largest.squeeze(1)

@@ -6,8 +6,9 @@ transformation (Athalye et al., arXiv:1802.00420, section 4.2). One copy without
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,20 @@ Average = Literal["log_mean_prob", "mean_loss"]
 
 #: Noise that stays the same for all steps is kept while it takes no more memory than this, else drawn again.
 _KEPT_BYTES = 2**28
+
+
+class Look(NamedTuple):
+    """What the copies say of some points."""
+
+    majority: Tensor
+    """(N,) bool: broken by the votes of the copies."""
+    sure: Tensor
+    """(N,) bool: and the copies that get it wrong outnumber the others by two standard deviations of a fair coin,
+    2 sqrt(n), or are all n."""
+    unanimous: Tensor
+    """(N,) bool: and all copies get it wrong."""
+    gradient: Tensor
+    """(N, C, H, W): of the loss, averaged over the copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +99,8 @@ class NoisyCopies:
         stream = self.random.at("step", step) if self.resample else self.random
         return self.sigma * stream.at("copy", copy).normal(like)
 
-    def look(self, points: Tensor, labels: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
-        """Return which of `(N, C, H, W)` points the majority of the copies gets wrong, and the loss's gradient there.
+    def look(self, points: Tensor, labels: Tensor, *, step: int) -> Look:
+        """Return which of `(N, C, H, W)` points are broken, and the loss's gradient there.
 
         The loss is averaged over the copies: `log_mean_prob` is -log of the label's mean probability (Salman et al.,
         arXiv:1906.04584, section 2.2), `mean_loss` the mean cross-entropy (Campbell et al., arXiv:2010.02508,
@@ -93,18 +108,24 @@ class NoisyCopies:
         """
         together = max(1, self.call_size // max(1, len(points)))
         votes: Votes | None = None
+        wrong = torch.zeros_like(labels)
         mean = WeightedMean.of(points, by_probability=self.average == "log_mean_prob")
         for first in range(0, self.copies, together):
             base = points.detach().requires_grad_()
             copies = range(first, min(first + together, self.copies))
             noisy = [base + self.noise(copy, points, step=step) if self.sigma > 0 else base for copy in copies]
             logits = self.model(torch.cat(noisy))
-            cross_entropy = F.cross_entropy(logits, labels.repeat(len(copies)), reduction="none")
+            repeated = labels.repeat(len(copies))
+            cross_entropy = F.cross_entropy(logits, repeated, reduction="none")
             mean = mean.with_copies(base, cross_entropy.view(len(copies), -1))
+            wrong += self.criterion.broken(logits.detach(), repeated).view(len(copies), -1).sum(0)
             passes = logits.detach().view(len(copies), len(points), -1)
             votes = (votes or Votes.none(len(points), logits.shape[1], points.device)) + passes
         assert votes is not None, "there is at least one copy"
-        return self.criterion.broken(votes.ranking, labels), mean.gradient
+        majority = self.criterion.broken(votes.ranking, labels)
+        all_of_them = majority & (wrong == self.copies)
+        sure = majority & (2 * wrong - self.copies >= 2 * math.sqrt(self.copies))
+        return Look(majority, sure | all_of_them, all_of_them, mean.gradient)
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,7 @@ ENTRY = AttackEntry(
     summary="gradient steps with momentum that set their own size",
     source="Croce and Hein, arXiv:2003.01690, section 3 and Algorithm 1",
     version=1,
+    passes="steps * restarts * max(1, min(targets, classes - 1)) * eot_copies",
     norms=("Linf", "L2"),
     presets={
         "apgd-ce": {"loss": "ce"},

@@ -251,6 +251,8 @@ ENTRY = AttackEntry(
     source="Jagatap, Joshi, Chowdhury, Garg, Hegde, arXiv:2008.12338, algorithms 1 and 2, table 6; code StochAT",
     version=1,
     norms=("Linf", "L2"),
+    passes="steps",
+    queries='steps if keep == "first_broken" else 0',
     presets={
         "atent-20": {"steps": 20},
         "atent-20-paper": {

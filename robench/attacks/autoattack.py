@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein, arXiv:2003.01690, section 6): several attacks, each on what those before left."""
+"""AutoAttack (Croce and Hein, arXiv:2003.01690, section 6): its attacks run on what those before left standing."""
 
 from __future__ import annotations
 
@@ -107,6 +107,8 @@ ENTRY = AttackEntry(
     summary="APGD, targeted APGD, FAB and Square, each on what the others left standing",
     source="Croce and Hein, arXiv:2003.01690, section 6",
     version=1,
+    passes='steps * (40 if version == "rand" else (20 if version == "plus" else 1) + 2 * min(9, classes - 1))',
+    queries='0 if version == "rand" else queries',
     norms=("Linf", "L2"),
     presets={
         "autoattack-plus": {"version": "plus"},

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._boundaries import Boundary, Candidates, boundary_to, nearest_boundary
+from robench.attacks._boundaries import Boundary, Candidates, Nearest, Run, boundary_to, nearest_boundary
 from robench.attacks._line_search import nearest_on_segment
 from robench.catalog import AttackEntry, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from robench.losses import TOP_1, Criterion
@@ -43,9 +43,9 @@ def fab(
 ) -> Tensor:
     """Look for the nearest adversarial image; algorithm 1 of the paper.
 
-    A step goes to the box-constrained projection onto the linearised decision boundary, mixed with the projection of the
-    image itself; whoever arrives beyond the boundary is remembered where that is nearer than all before, and stepped
-    back towards the image.
+    A step goes to the projection onto the linearised decision boundary in the box, mixed with the projection of the
+    image itself. Whoever arrives beyond the boundary is remembered if that is nearer than all before, and steps back
+    towards the image.
 
     The paper linearises where the next step departs from, which costs a second forward pass after every step back.
     Where the step before arrived is nearer to the boundary, so linearising there is not only cheaper: on a robust
@@ -80,10 +80,10 @@ def fab(
     """
     with torch.no_grad():
         logits = model(images)
-    standing = ~criterion.broken(logits, labels)
+    nearest, images = Nearest.to(images), images.detach()
     if criterion.top_k >= logits.shape[1]:
-        return images.detach().clone()
-    nearest = _Nearest(images.detach().clone(), torch.where(standing, torch.inf, 0.0).to(images.dtype))
+        return nearest.images
+    nearest.distance[criterion.broken(logits, labels)] = 0.0
     search = _Search(
         norm=threat.norm,
         criterion=criterion,
@@ -95,65 +95,33 @@ def fab(
         linearize=linearize,
         every_candidate=every_candidate,
     )
-    classes = Candidates.nearest(logits, labels, targets or max(candidates, criterion.top_k))
-    reached = nearest.distance.clone()
-    for goal in range(classes.classes.shape[1]) if targets else [None]:
+    others = Candidates.nearest(logits, labels, targets or max(candidates, criterion.top_k))
+    for goal in range(others.classes.shape[1]) if targets else [None]:
         for restart in range(restarts):
             rows = (nearest.distance > search.enough).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            points = images[rows].detach()
+            points = images[rows]
             if restart > 0:
-                radius = torch.minimum(nearest.distance, reached)[rows].clamp_max(search.enough or torch.inf) / 2
+                radius = torch.minimum(nearest.distance, nearest.last)[rows].clamp_max(search.enough or torch.inf) / 2
                 stream = random[rows].at("goal", 0 if goal is None else goal, "restart", restart)
                 points = _random_point(points, radius, threat.norm, stream)
-            run = _Run(rows, points, images[rows].detach(), labels[rows], classes[rows], narrowed(model, rows))
-            reached[rows] = _walk(run, nearest, replace(search, goal=goal))
-    return _finished(model, images.detach(), labels, nearest, search, final_search)
-
-
-@dataclass(frozen=True)
-class _Nearest:
-    """What was found so far; brought up to date in place."""
-
-    images: Tensor
-    """(N, ...): the nearest adversarial image, or the image itself."""
-    distance: Tensor
-    """(N,): how far that is; infinite where nothing was found."""
-
-    def keep(self, rows: Tensor, points: Tensor, distances: Tensor, broken: Tensor) -> None:
-        """Take over those of `points` that are broken and nearer than all before."""
-        nearer = broken & (distances < self.distance[rows])
-        self.images[rows] = torch.where(per_example(nearer, points), points, self.images[rows])
-        self.distance[rows] = torch.where(nearer, distances, self.distance[rows])
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The examples that are on their way, and where they are."""
-
-    rows: Tensor
-    """(M,): which of all examples they are."""
-    points: Tensor
-    images: Tensor
-    labels: Tensor
-    classes: Candidates
-    model: nn.Module
-
-    def __getitem__(self, keep: Tensor) -> _Run:
-        """Return those of these row numbers."""
-        return _Run(
-            self.rows[keep],
-            self.points[keep],
-            self.images[keep],
-            self.labels[keep],
-            self.classes[keep],
-            narrowed(self.model, keep),
-        )
-
-    def at(self, points: Tensor) -> _Run:
-        """Return the same examples elsewhere."""
-        return replace(self, points=points)
+            run = Run(rows, points, images[rows], labels[rows], others[rows], narrowed(model, rows))
+            _walk(run, nearest, replace(search, goal=goal))
+    rows = (nearest.distance.isfinite() & (nearest.distance > search.enough)).nonzero().squeeze(1)
+    found = nearest_on_segment(
+        narrowed(model, rows),
+        images[rows],
+        nearest.images[rows],
+        labels[rows],
+        criterion=criterion,
+        evaluations=final_search,
+    )
+    if stop_within_epsilon:
+        near = distance(found - images[rows], threat.norm) <= search.enough
+        found = torch.where(per_example(near, found), found, images[rows])
+    nearest.images[rows] = found
+    return nearest.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,23 +141,21 @@ class _Search:
     goal: int | None = None
     """The position among the candidates of the class to make for; None: whichever is nearest."""
 
-    def boundary(self, run: _Run) -> Boundary:
+    def boundary(self, run: Run) -> Boundary:
         """Return the boundary to step to, linearised where the examples are."""
-        if self.goal is not None:
-            targets = run.classes.classes[:, self.goal]
-            return boundary_to(run.model, run.points, run.labels, targets, self.criterion)
-        return nearest_boundary(
-            run.model,
-            run.points,
-            run.labels,
-            run.classes,
-            norm=self.norm,
-            criterion=self.criterion,
-            every=self.every_candidate,
-        )
+        if self.goal is None:
+            return nearest_boundary(run, norm=self.norm, criterion=self.criterion, every=self.every_candidate)
+        return boundary_to(run, run.candidates.classes[:, self.goal], self.criterion)
 
-    def step(self, run: _Run, normal: Tensor, gap: Tensor) -> Tensor:
-        """Return the next points: equations (8) to (10), with the extrapolation and the box of algorithm 1."""
+    def departing(self, run: Run, logits: Tensor, nearest: Nearest) -> Run:
+        """Remember who is beyond the boundary, and step back from there; algorithm 1, lines 8 to 13."""
+        broken = self.criterion.broken(logits, run.labels)
+        nearest.keep(run, broken, self.norm)
+        back = run.images + self.step_back * (run.points - run.images)
+        return run.at(torch.where(per_example(broken, back), back, run.points))
+
+    def step(self, run: Run, normal: Tensor, gap: Tensor) -> Run:
+        """Go to the next points: equations (8) to (10), with the extrapolation and the box of algorithm 1."""
         gap_of_images = gap + _inner(normal, run.points - run.images)
         from_points, from_images = project_onto_hyperplane(
             torch.cat([run.points, run.images]), torch.cat([normal] * 2), torch.cat([gap, gap_of_images]), self.norm
@@ -199,74 +165,35 @@ class _Search:
         share = (ways[0] / (ways[0] + ways[1]).clamp_min(1e-12)).clamp_max(self.bias)
         weight = per_example(share, normal)
         moved = (1 - weight) * (run.points + self.extrapolation * to_point)
-        return (moved + weight * (run.images + self.extrapolation * to_image)).clamp(0.0, 1.0)
+        return run.at((moved + weight * (run.images + self.extrapolation * to_image)).clamp(0.0, 1.0))
 
 
-def _walk(run: _Run, nearest: _Nearest, search: _Search) -> Tensor:
-    """Take the steps of one run; return how far from their images its examples were at the end."""
-    everyone, reached = run.rows, torch.zeros_like(nearest.distance)
+def _walk(run: Run, nearest: Nearest, search: _Search) -> None:
+    """Take the steps of one run."""
     interval = 1 if run.points.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
     for step in range(search.steps):
         if search.linearize == "arrived":
             boundary = search.boundary(run)
-            broken = _note(run, boundary.logits, nearest, reached, search)
-            departing = _stepped_back(run, broken, search)
+            departing = search.departing(run, boundary.logits, nearest)
             # The linearisation holds all along the line.
             gap = boundary.gap + _inner(boundary.normal, run.points - departing.points)
         else:
-            broken = _note(run, _logits(run), nearest, reached, search)
-            departing = _stepped_back(run, broken, search)
+            departing = search.departing(run, _logits(run), nearest)
             boundary = search.boundary(departing)
             gap = boundary.gap
-        run = departing.at(search.step(departing, boundary.normal, gap))
+        run = search.step(departing, boundary.normal, gap)
         if search.enough and step % interval == 0:
             keep = (nearest.distance[run.rows] > search.enough).nonzero().squeeze(1)
             run = run[keep] if len(keep) < len(run.rows) else run
             if len(keep) == 0:
-                break
-    if len(run.rows):
-        _note(run, _logits(run), nearest, reached, search)
-    return reached[everyone]
+                return
+    search.departing(run, _logits(run), nearest)
 
 
 @torch.no_grad()
-def _logits(run: _Run) -> Tensor:
+def _logits(run: Run) -> Tensor:
     logits: Tensor = run.model(run.points)
     return logits
-
-
-def _note(run: _Run, logits: Tensor, nearest: _Nearest, reached: Tensor, search: _Search) -> Tensor:
-    """Remember where the examples are; return which are broken."""
-    broken = search.criterion.broken(logits, run.labels)
-    reached[run.rows] = distance(run.points - run.images, search.norm)
-    nearest.keep(run.rows, run.points, reached[run.rows], broken)
-    return broken
-
-
-def _stepped_back(run: _Run, broken: Tensor, search: _Search) -> _Run:
-    """Return those who are beyond the boundary nearer to their images; algorithm 1, line 13."""
-    nearer = run.images + search.step_back * (run.points - run.images)
-    return run.at(torch.where(per_example(broken, nearer), nearer, run.points))
-
-
-def _finished(
-    model: nn.Module, images: Tensor, labels: Tensor, nearest: _Nearest, search: _Search, evaluations: int
-) -> Tensor:
-    """Search the lines to the images at the end; what is still too far does not count."""
-    rows = (nearest.distance.isfinite() & (nearest.distance > search.enough)).nonzero().squeeze(1)
-    found = nearest_on_segment(
-        narrowed(model, rows),
-        images[rows],
-        nearest.images[rows],
-        labels[rows],
-        criterion=search.criterion,
-        evaluations=evaluations,
-    )
-    if search.enough:
-        near = distance(found - images[rows], search.norm) <= search.enough
-        found = torch.where(per_example(near, found), found, images[rows])
-    nearest.images[rows] = found
-    return nearest.images
 
 
 def _inner(normal: Tensor, difference: Tensor) -> Tensor:
@@ -290,6 +217,8 @@ ENTRY = AttackEntry(
     summary="steps along the decision boundary to the nearest adversarial image",
     source="Croce and Hein, arXiv:1907.02044, algorithm 1; targeted: arXiv:2003.01690, section 5",
     version=1,
+    # Untargeted it looks at one or two boundaries a step, unless it is told to look at all.
+    passes="steps * restarts * (min(targets, classes - 1) if targets else candidates if every_candidate else 2)",
     norms=("Linf", "L2"),
     minimum_norm=True,
     presets={"fab-t": {"targets": 9}},

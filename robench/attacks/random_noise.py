@@ -53,6 +53,8 @@ ENTRY = AttackEntry(
     summary="the worst of 100 uniformly random points of the ball",
     source="Roth, Lucchi, Nowozin, Hofmann, arXiv:1805.08736, section 4.1 (random baseline)",
     version=1,
+    passes="0",
+    queries="samples",
     norms=("Linf", "L2"),
     presets={"random-noise-1": {"samples": 1}},
 )

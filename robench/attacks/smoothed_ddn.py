@@ -1,8 +1,8 @@
 """Decoupled direction and norm (Rony et al., arXiv:1811.09600) on smoothed and on random models, as HeatSmoothing uses
 it (Campbell, Finlay, Oberman, arXiv:2010.02508, section 3.4).
 
-The norm of the perturbation shrinks while the majority of an image's noisy copies is wrong and grows while it is right;
-the direction follows the gradient of a loss averaged over the copies.
+The norm of the perturbation shrinks while an image's noisy copies are wrong and grows while they are right; the
+direction follows the gradient of a loss averaged over the copies.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def smoothed_ddn(
     sigma: NonNegativeFloat = 0.0,
     average: Literal["log_mean_prob", "mean_loss"] = "log_mean_prob",
     resample_noise: bool = False,
+    agreement: Literal["sure", "majority"] = "sure",
 ) -> Tensor:
-    """Return the nearest image found that the majority of its copies gets wrong; algorithm 1 of Rony et al.
+    """Return the nearest image found that its copies get wrong; algorithm 1 of Rony et al.
 
     The authors of HeatSmoothing finally shorten what they found to their largest norm, 4, broken or not; here the
     answer stays where it was found, and the engine counts it at its distance. The direction is the cross-entropy's: a
@@ -62,7 +63,11 @@ def smoothed_ddn(
         sigma: standard deviation of their noise, on the [0, 1] scale; what the smoothed model is smoothed with.
         average: over the copies: `log_mean_prob` is -log of the label's mean probability (SmoothAdv), `mean_loss` the
             mean cross-entropy (equation 9 of HeatSmoothing).
-        resample_noise: draw the noise anew at every step; else an image keeps its noises, as the authors' code does.
+        resample_noise: draw the noise anew at every step; else an image keeps its noises, as in the authors' code, and
+            the attack fits itself to them: resampling is stronger against the judge's noise.
+        agreement: of the copies on what is broken. At a bare `majority`, as in the authors' code, the nearest broken
+            image is a coin toss for other noise, and the judge's is other; `sure` wants the wrong copies to outnumber
+            the others by 2 sqrt(n) (with one copy that is the same).
 
     Returns:
         `(N, C, H, W)` in the box; the image itself where nothing was found.
@@ -85,14 +90,15 @@ def smoothed_ddn(
         criterion=criterion,
     )
     for step in range(steps if len(images) else 0):
-        broken, gradient = noisy.look(current, labels, step=step)
+        seen = noisy.look(current, labels, step=step)
+        broken = seen.majority if agreement == "majority" else seen.sure
         offset = current - images
         length = distance(offset, "L2")
         nearer = broken & (length < best_norm)
         best = torch.where(per_example(nearer, images), current, best)
         best_norm = torch.where(nearer, length, best_norm)
         share = _LAST_STEP_SIZE + (1 - _LAST_STEP_SIZE) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        offset = offset + share * steepest(or_normal(gradient, noisy.random.at("zero", step)), "L2")
+        offset = offset + share * steepest(or_normal(seen.gradient, noisy.random.at("zero", step)), "L2")
         norm = torch.minimum(norm * torch.where(broken, 1 - gamma, 1 + gamma), farthest)
         current = quantised(images + per_example(norm, images) * steepest(offset, "L2"), levels).clamp(0.0, 1.0)
     return best
@@ -109,6 +115,7 @@ ENTRY = AttackEntry(
     summary="the nearest broken image along the gradient averaged over noisy copies; their majority predicts",
     source="Rony et al., arXiv:1811.09600, algorithm 1; Campbell, Finlay, Oberman, arXiv:2010.02508, section 3.4",
     version=1,
+    passes="steps * copies",
     norms=("L2",),
     minimum_norm=True,
     presets={"smoothed-ddn-20": {"steps": 20, "levels": 256}},

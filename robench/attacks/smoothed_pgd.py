@@ -39,7 +39,7 @@ def smoothed_pgd(
     sigma: NonNegativeFloat = 0.0,
     average: Literal["log_mean_prob", "mean_loss"] = "log_mean_prob",
     resample_noise: bool = False,
-    stop_when_broken: bool = True,
+    stop: Literal["unanimous", "majority", "never"] = "unanimous",
 ) -> Tensor:
     """Ascend the averaged loss by `steps` projected steepest steps.
 
@@ -60,9 +60,12 @@ def smoothed_pgd(
         sigma: standard deviation of their noise, on the [0, 1] scale; what the smoothed model is smoothed with.
         average: over the copies: `log_mean_prob` is -log of the label's mean probability (SmoothAdv), `mean_loss` the
             mean cross-entropy (equation 9).
-        resample_noise: draw the noise anew at every step; else an image keeps its noises, as the authors' code does.
-        stop_when_broken: an example that the majority of its copies gets wrong is returned as it is there. False walks
-            all steps: the inner maximisation of SmoothAdv's training.
+        resample_noise: draw the noise anew at every step; else an image keeps its noises, as in the authors' code, and
+            the attack fits itself to them: resampling is stronger against the judge's noise.
+        stop: when an example is done and returned as it is there. At a bare `majority` of wrong copies, as the authors'
+            code has it, it is a coin toss for other noise, and the judge's is other: an attack far too weak. So it goes
+            on until the copies are `unanimous` (with one copy that is the same); `never` walks all steps: the inner
+            maximisation of SmoothAdv's training.
 
     Returns:
         `(N, C, H, W)` in the ball and the box.
@@ -84,15 +87,15 @@ def smoothed_pgd(
         criterion=criterion,
     )
     for step in range(steps if len(images) else 0):
-        broken, gradient = noisy.look(current, labels, step=step)
+        seen = noisy.look(current, labels, step=step)
         # `result` follows an example while it stands, and so keeps the iterate at which it first fell.
         still = standing[rows]
         result[rows] = torch.where(per_example(still, current), current, result[rows])
-        if stop_when_broken:
-            standing[rows] = still & ~broken
-        direction = steepest(or_normal(gradient, noisy.random.at("zero", step)), threat.norm)
+        if stop != "never":
+            standing[rows] = still & ~(seen.majority if stop == "majority" else seen.unanimous)
+        direction = steepest(or_normal(seen.gradient, noisy.random.at("zero", step)), threat.norm)
         current = within(current + length * direction, images, threat)
-        if stop_when_broken and step % interval == 0:
+        if stop != "never" and step % interval == 0:
             kept = standing[rows].nonzero().squeeze(1)
             if len(kept) == 0:
                 return result
@@ -122,6 +125,7 @@ ENTRY = AttackEntry(
     summary="projected steps along the gradient averaged over noisy copies; the majority of the copies predicts",
     source="Salman et al., arXiv:1906.04584, section 2.2; Campbell et al., arXiv:2010.02508, equations 8 and 9",
     version=1,
+    passes="steps * copies",
     norms=("L2", "Linf"),
     presets={"smoothed-pgd-20": {"steps": 20}},
 )

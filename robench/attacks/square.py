@@ -403,5 +403,7 @@ ENTRY = AttackEntry(
     summary="random search by squares, which sees logits alone",
     source="Andriushchenko et al., arXiv:1912.00049, Algorithms 1 to 3",
     version=1,
+    passes="0",
+    queries="queries * restarts",
     norms=("Linf", "L2"),
 )

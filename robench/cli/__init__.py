@@ -12,7 +12,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from robench.cli import browsing, demonstrating, evaluating, importing, ranking, training
+from robench.cli import browsing, demonstrating, evaluating, importing, ranking, training, transferring, verifying
 from robench.cli.options import ARGUMENTS
 from robench.errors import RobenchError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 app.command("train")(training.train)
 app.command("eval")(evaluating.evaluate)
+app.command("transfer")(transferring.transfer)
+app.command("verify")(verifying.verify)
 app.command("leaderboard")(ranking.leaderboard)
 app.command("demo")(demonstrating.demo)
 app.command("list")(browsing.list_catalog)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from robench import catalog
+from robench import backends, catalog
 from robench.cli.options import DataRootOption, JsonOption, WorkspaceOption, percent, print_json, print_table
-from robench.errors import UnknownName
+from robench.errors import UnknownName, UserError
 from robench.records import ModelCard
 from robench.registry import cards
 from robench.workspace import Workspace
@@ -24,6 +25,7 @@ class Listing(StrEnum):
     DATASETS = "datasets"
     ARCHITECTURES = "architectures"
     ATTACKS = "attacks"
+    BACKENDS = "backends"
     DEFENSES = "defenses"
     SUITES = "suites"
     LEADERBOARDS = "leaderboards"
@@ -75,7 +77,7 @@ def _summary(plugin: catalog.Plugin) -> str:
 def show(
     name: Annotated[
         str,
-        typer.Argument(help="A model, recipe, data set, architecture, attack, defense, suite or leaderboard."),
+        typer.Argument(help="A model, recipe, data set, architecture, attack, backend, defense, suite or leaderboard."),
     ],
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
@@ -118,6 +120,10 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
         count = found.pop("parameter_counts").get(plugin.name)
         found["input_shape"] = found.pop("preset_shapes", {}).get(plugin.name, plugin.facts["input_shape"])
         found |= {"parameter count": count if count is not None else "not published"}
+    if plugin.kind == "attacks":
+        found["backends"] = {name: norms for name in backends.names() if (norms := _norms(name, plugin))}
+    if plugin.kind == "backends":
+        found["offers"] = {attack: backends.norms(plugin.name, attack) for attack in plugin.facts["offers"]}
     if plugin.kind == "datasets":
         found["classes"] = len(plugin.facts["classes"]) or "by the folder"
     if plugin.parameters:
@@ -133,9 +139,22 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
     return found
 
 
+def _norms(backend: str, attack: catalog.Plugin) -> list[str]:
+    """Return the norms for which a backend offers an attack with the parameters that it has by default."""
+    if backend == backends.NATIVE:
+        return list(attack.facts["norms"])
+    found = []
+    for norm in attack.facts["norms"]:
+        with suppress(UserError):
+            backends.offered(backend, attack, attack.settings(), norm)
+            found.append(norm)
+    return found
+
+
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k}={_text(v)}" for k, v in value.items())
+        lists = {k for k, v in value.items() if isinstance(v, list | tuple)}
+        return ", ".join(f"{k} ({_text(v)})" if k in lists else f"{k}={_text(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_text(v) for v in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -53,14 +53,15 @@ def demo(
         examples=None,
         examples_by_default=False,
         threats=[threat or ThreatModel.parse("Linf@0.15")],
-        attacks=load_suite("baseline").attacks,
+        attacks=(),
         seed=0,
         precision="fp32",
         device="cpu",
+        suite=load_suite("baseline"),
     )
     store = Store(place.reports)
     records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
-    rows = [[r.spec.model.id, r.spec.attack.name, percent(r.clean), percent(r.robust)] for r in records]
+    rows = [[r.spec.model.id, r.spec.attack.title, percent(r.clean), percent(r.robust)] for r in records]
     print_table(
         ["model", "attack", "clean", "robust"],
         rows,

@@ -129,7 +129,7 @@ class EvaluationBar:
         if self.outlook.announcement:
             self.bars.say(self.outlook.announcement)
             self.outlook.announcement = ""
-        self.task = self.bars.add(f"{spec.model.id} {spec.attack.name} {spec.threat}", spec.examples.count)
+        self.task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
         self.outlook.expect(spec, spec.examples.count - done)
         self.bars.update(self.task, done)
 
@@ -146,11 +146,16 @@ class EvaluationBar:
         note = f"robust {100 * share:.1f} %" + (f", {duration(left)} left" if left is not None else "")
         self.bars.update(self.task, self.done, note, total=total)
 
+    def probe(self, spec: EvalSpec, *, examples: int) -> None:  # noqa: ARG002  the protocol's
+        """Say why the bar stands still at its end."""
+        assert self.task is not None
+        self.bars.update(self.task, self.done, f"diagnostics on {examples} examples")
+
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
         """Leave a line with the result."""
         spec = record.spec
         line = (
-            f"{spec.model.id} {spec.attack.name} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
+            f"{spec.model.id} {spec.attack.title} {spec.threat}: clean {100 * record.clean.value:.2f} %, "
             f"robust {100 * record.robust.value:.2f} % of {record.robust.n:,}"
         )
         if record.status == "partial":

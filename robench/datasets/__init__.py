@@ -32,6 +32,7 @@ __all__ = [
     "Split",
     "dataset_facts",
     "download",
+    "fixed_shuffle",
     "open_split",
     "select_examples",
 ]

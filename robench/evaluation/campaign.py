@@ -6,25 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from robench.classifier import Classifier, keep_large_buffers
-from robench.datasets import ImageSet
-from robench.errors import EvaluationFailed
+from robench.datasets import ImageSet, fixed_shuffle
+from robench.errors import EvaluationFailed, UserError
+from robench.evaluation.adversarials import AdversarialFiles, Misclassified
 from robench.evaluation.deadline import Deadline
+from robench.evaluation.deriving import Occasion, derive
+from robench.evaluation.diagnostics import diagnose
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
+from robench.evaluation.probes import Findings, findings_key, probe, sample_of
 from robench.evaluation.sampling import Sampling, drawing_order
-from robench.evaluation.shards import Shard, ShardResult, split
+from robench.evaluation.shards import Rows, Shard, ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
-from robench.planning import is_minimum_norm, journal_key
-from robench.records import EvalRecord, EvalSpec, Provenance, ShardError
+from robench.planning import code_fingerprint, is_minimum_norm, journal_key
+from robench.records import Diagnostic, EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256, publish
 
 #: Finished shards are what an interruption leaves: small on a CPU, large enough on an accelerator to fill it.
@@ -40,13 +42,16 @@ class Progress(Protocol):
     def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
         """Count examples that were just answered, and how many of them stood."""
 
+    def probe(self, spec: EvalSpec, *, examples: int) -> None:
+        """Begin to look at so many examples for signs that attacks on this model cannot be believed."""
+
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
         """Finish a question; `known` if nothing had to be computed."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How to compute: nothing in here changes an answer."""
+    """How to compute: nothing in here changes an answer by more than rounding does."""
 
     device: torch.device
     provenance: Callable[[], Provenance]
@@ -55,11 +60,15 @@ class Execution:
     """None finds one by trial."""
     shard_size: int | None = None
     save_adversarials: bool = False
+    attack_misclassified: bool = False
+    """Save for examples that are wrong without an attack, too, what the attack makes of them."""
     training: Callable[[], ImageSet] | None = None
     """Opens the training split, for attacks that ask for its moments."""
     executor: Executor = in_this_process
     deadline: Deadline | None = None
     """When to stop, with partial records; None answers everything."""
+    compile_search: bool = False
+    """Search through torch.compile."""
 
 
 class Campaign:
@@ -70,6 +79,7 @@ class Campaign:
     ) -> None:
         """Take a model that passed the preflight, and the whole split."""
         self.model, self.images, self.store = model, images, store
+        self.files = AdversarialFiles(store.root)
         self.execution, self.progress = execution, progress
         self._workers: dict[str, Worker] = {}
 
@@ -87,22 +97,23 @@ class Campaign:
             first = failed[0]
             causes = [f"{error.kind}: {error.message}" for error in first.errors]
             raise EvaluationFailed(
-                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.name} on "
+                f"{len(failed)} of {len(records)} evaluations failed and will not rank; {first.spec.attack.title} on "
                 f"{first.spec.model.id}: {causes[0] if causes else 'examples are missing; run it again'}"
             )
         return records
 
     def _answer(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord | None:
-        known = self.store.find(spec)
-        wanted = self.execution.save_adversarials and not self._adversarials_path(spec).exists()
+        saving = self.execution.save_adversarials
+        wanted = saving and not self.files.has(spec, self._misclassified)
+        known = self.store.find(spec) or (None if saving else self._derived(spec))
         if known is not None and not wanted:
             self.progress.end(known, self.store.record_path(spec), known=True)
             return known
         if self.execution.deadline and self.execution.deadline.passed:
             return known
         rows = self.store.journal_read(journal_key(spec))
-        if self.execution.save_adversarials:
-            with_images = np.isin(rows["example_id"], self._kept_adversarials(spec)["example_ids"])
+        if saving:
+            with_images = np.isin(rows["example_id"], self.files.kept(spec, self._misclassified))
             rows = {name: values[with_images] for name, values in rows.items()}
         sampling = Sampling(spec, ids) if spec.until is not None else None
         if sampling:
@@ -112,6 +123,35 @@ class Campaign:
         record, path = self._finish(spec, errors, known, sampling)
         self.progress.end(record, path, known=False)
         return record
+
+    @property
+    def _misclassified(self) -> Misclassified:
+        return "attacked" if self.execution.attack_misclassified else "left"
+
+    def _derived(self, spec: EvalSpec) -> EvalRecord | None:
+        """Return the answer that a known one at another epsilon implies."""
+
+        def occasion() -> Occasion:
+            made = self.execution.provenance()
+            return Occasion(command=made.command, finished=made.finished)
+
+        return derive(spec, self.store, num_classes=len(self.images.classes), occasion=occasion)
+
+    def _worker(self, spec: EvalSpec) -> Worker:
+        if spec.precision not in self._workers:
+            self._workers[spec.precision] = Worker(
+                self.model,
+                self.images,
+                device=self.execution.device,
+                precision=spec.precision,
+                batch_size=self.execution.batch_size,
+                keep_adversarials=self._misclassified if self.execution.save_adversarials else None,
+                training=self.execution.training,
+                deadline=self.execution.deadline,
+            )
+            if self.execution.compile_search:
+                self._workers[spec.precision].compile_search()
+        return self._workers[spec.precision]
 
     def _shards(
         self, spec: EvalSpec, ids: NDArray[np.int64], done: NDArray[np.int64], sampling: Sampling | None
@@ -127,19 +167,8 @@ class Campaign:
         """Answer the shards until it is enough, or the time is up; every finished one is journalled before it is
         counted.
         """
-        if spec.precision not in self._workers:
-            self._workers[spec.precision] = Worker(
-                self.model,
-                self.images,
-                device=self.execution.device,
-                precision=spec.precision,
-                batch_size=self.execution.batch_size,
-                keep_adversarials=self.execution.save_adversarials,
-                training=self.execution.training,
-                deadline=self.execution.deadline,
-            )
         errors = []
-        for result in self.execution.executor(self._workers[spec.precision], shards):
+        for result in self.execution.executor(self._worker(spec), shards):
             if result.error is not None:
                 errors.append(result.error)
                 if sampling:
@@ -160,7 +189,7 @@ class Campaign:
 
     def _keep(self, spec: EvalSpec, result: ShardResult) -> None:
         if result.adversarial_images is not None:
-            self._keep_adversarials(spec, result)
+            self.files.keep(spec, result.rows["example_id"], result.adversarial_images, self._misclassified)
         self.store.journal_write(journal_key(spec), result.rows, cost=result.cost, notes=result.notes)
         robust = int(np.sum(result.rows["robust"]))
         self.progress.advance(spec, examples=len(result.rows["example_id"]), robust=robust)
@@ -186,15 +215,16 @@ class Campaign:
                 stopped=self._stopped and whole and not (sampling and sampling.enough),
                 sequence=sampling.sequence if sampling and whole else None,
                 notes=self.store.journal_notes(journal_key(spec)),
+                diagnostics=self._diagnose(spec, rows) if known is None and not errors and not self._stopped else (),
             ),
         )
         if known is not None and record.status == "partial":
             return known, self.store.record_path(spec)  # its images are not all made yet
-        if known is not None and record.outcomes_sha256 != known.outcomes_sha256:
-            before, now = self.store.outcomes(known)["robust"], rows["robust"]
+        if known is not None and (differing := _differing(self.store.outcomes(known), rows)):
             raise EvaluationFailed(
                 f"record {spec.identity} has other outcomes than this machine gives "
-                f"({int((before != now).sum())} of {len(now)} examples differ), so its adversarials cannot be saved"
+                f"({differing} of {known.robust.n} examples differ), so its adversarials cannot be saved; ask with "
+                "another --seed"
             )
         if record.status != "complete" and (other := self.store.find(spec)):
             # Another process answered the same question meanwhile, and cleared the journal.
@@ -202,41 +232,28 @@ class Campaign:
         path = self.store.write(record, rows)
         if record.status == "complete":
             if self.execution.save_adversarials:
-                self._publish_adversarials(spec, rows["example_id"])
+                self.files.publish(spec, rows["example_id"], self._misclassified)
             self.store.journal_clear(journal_key(spec))
         return known or record, path
 
-    def _adversarials_path(self, spec: EvalSpec) -> Path:
-        return self.store.root / "adversarials" / f"{spec.identity}.safetensors"
+    def _diagnose(self, spec: EvalSpec, rows: Rows) -> tuple[Diagnostic, ...]:
+        """Return the record's diagnostics; the probes run once for all questions that share what they depend on."""
+        order = fixed_shuffle(len(self.images))
+        ids = sample_of(order, rows["example_id"][rows["attacked"]], len(rows["example_id"]))
+        path = self.store.root / ".work" / f"findings-{findings_key(spec, ids, code_fingerprint())}.json"
+        findings = None
+        with suppress(OSError, UserError):  # not there, or cut short by a full disk
+            findings = Findings.from_json(path.read_text("utf-8"), origin=str(path))
+        if findings is None:
+            self.progress.probe(spec, examples=len(ids))
+            findings = probe(self._worker(spec), spec, ids)
+            if findings.problem is None:
+                publish(path, findings.to_json().encode())
+        return diagnose(spec, rows, findings)
 
-    def _kept_adversarials(self, spec: EvalSpec) -> dict[str, NDArray[Any]]:
-        """Return the adversarial images of the finished shards of an unfinished evaluation."""
-        parts: list[dict[str, NDArray[Any]]] = []
-        for path in self._unfinished_adversarials(spec):
-            with suppress(SafetensorError):  # cut short by a full disk: computed again
-                parts.append(load_file(path))
-        empty: dict[str, NDArray[Any]] = {
-            "example_ids": np.empty(0, np.int64),
-            "adversarial_images": np.empty(0, np.float32),
-        }
-        if not parts:
-            return empty
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in empty}
-        _, first = np.unique(joined["example_ids"], return_index=True)
-        return {name: values[first] for name, values in joined.items()}
 
-    def _keep_adversarials(self, spec: EvalSpec, result: ShardResult) -> None:
-        assert result.adversarial_images is not None
-        ids = result.rows["example_id"]
-        path = self.store.root / ".work" / f"{journal_key(spec)}-{ids[0]}-{len(ids)}.safetensors"
-        publish(path, save({"example_ids": ids, "adversarial_images": result.adversarial_images}))
-
-    def _publish_adversarials(self, spec: EvalSpec, ids: NDArray[np.int64]) -> None:
-        kept = self._kept_adversarials(spec)
-        rows = np.isin(kept["example_ids"], ids)
-        publish(self._adversarials_path(spec), save({name: values[rows] for name, values in kept.items()}))
-        for path in self._unfinished_adversarials(spec):
-            path.unlink(missing_ok=True)
-
-    def _unfinished_adversarials(self, spec: EvalSpec) -> list[Path]:
-        return sorted((self.store.root / ".work").glob(f"{journal_key(spec)}-*.safetensors"))
+def _differing(before: Rows, now: Rows) -> int:
+    """Return on how many examples two computations of one answer differ: in what fell, or in which examples."""
+    if not np.array_equal(before["example_id"], now["example_id"]):
+        return max(len(before["example_id"]), len(now["example_id"]))
+    return int(((before["broken"] != now["broken"]) | (before["robust"] != now["robust"])).sum())

@@ -77,12 +77,12 @@ def merge(
     return EvalRecord(
         spec=spec,
         status=status,
-        clean=_share(clean_correct),
-        robust=_share(robust),
-        clean_top5=_share(rows["clean_rank"] < 5) if num_classes > _MANY_CLASSES and answered else None,
+        clean=share(clean_correct),
+        robust=share(robust),
+        clean_top5=share(rows["clean_rank"] < 5) if num_classes > _MANY_CLASSES and answered else None,
         median_distance=float(np.median(distances)) if len(distances) else None,
         distances=_distances(rows, spec.threat.norm) if remarks.minimum_norm else None,
-        survives_8_bit=_share(rows["broken_in_8_bit"][fallen]) if fallen.any() else None,
+        survives_8_bit=share(rows["broken_in_8_bit"][fallen]) if fallen.any() else None,
         members=_members(rows["broken_by"][fallen]),
         randomness=_randomness(rows, spec.decision.repeats) if spec.decision.repeats > 1 and answered else None,
         sequence=remarks.sequence,
@@ -108,7 +108,8 @@ class Remarks:
     notes: Collection[str] = ()
 
 
-def _share(hits: NDArray[np.bool_]) -> Proportion:
+def share(hits: NDArray[np.bool_]) -> Proportion:
+    """Return the share of true entries, 0 of 0 with the widest interval where there are none."""
     if len(hits):
         return proportion(int(hits.sum()), len(hits))
     return Proportion(successes=0, n=0, value=0.0, clopper_pearson=(0.0, 1.0), wilson=(0.0, 1.0))

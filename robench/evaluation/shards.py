@@ -59,8 +59,8 @@ class ShardResult:
     rows: Rows
     cost: Cost
     error: ShardError | None = None
-    adversarial_images: NDArray[np.float32] | None = None
-    """(N, C, H, W), where they were asked for."""
+    adversarial_images: NDArray[Any] | None = None
+    """(N, C, H, W) in the judge's precision, where they were asked for."""
     notes: frozenset[str] = frozenset()
     """What the attack did other than its parameters say."""
 

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench import catalog
+from robench.backends import NATIVE, attack_of
 from robench.classifier import Classifier, frozen, give_back_buffers, search_copy, tensor_float32
+from robench.compilation import compiled
 from robench.datasets import ImageSet
 from robench.errors import RobenchError
+from robench.evaluation.adversarials import Misclassified
 from robench.evaluation.deadline import Deadline, OutOfTime, Pace
 from robench.evaluation.judging import Answer, Judge
 from robench.evaluation.shards import Batch, InvalidAnswer, Shard, ShardResult
 from robench.evaluation.training_moments import TrainingMoments
-from robench.evaluation.verification import find_violation, inside_ball
+from robench.evaluation.verification import rules_of
 from robench.losses import Criterion, rank_of
 from robench.lp_geometry import distance
-from robench.planning import is_bounded, is_minimum_norm
 from robench.random_streams import RandomStream
 from robench.records import Cost, EvalSpec, Precision, ShardError
 from robench.target import Ledger, Target
@@ -54,7 +56,7 @@ class Worker:
         device: torch.device,
         precision: Precision,
         batch_size: int | None = None,
-        keep_adversarials: bool = False,
+        keep_adversarials: Misclassified | None = None,
         training: Callable[[], ImageSet] | None = None,
         deadline: Deadline | None = None,
     ) -> None:
@@ -66,7 +68,8 @@ class Worker:
             device: where everything runs.
             precision: of the search. The judge is fp32, or fp64 where the search is fp64.
             batch_size: None finds one by trial.
-            keep_adversarials: return the images with the outcomes.
+            keep_adversarials: return the images with the outcomes, those of examples that are wrong without an attack
+                left as they are, or attacked, too: nothing but their images tells.
             training: opens the training split, for attacks that ask for its moments.
             deadline: when to stop, in the middle of a shard if need be.
         """
@@ -74,7 +77,9 @@ class Worker:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         plain = copy.deepcopy(model).to(device=device, dtype=self.dtype)
         self.judge = Judge(plain, num_classes=len(images.classes))
-        self.search = search_copy(model, precision=precision, device=device)
+        self._model, self._precision = model, precision
+        self._plain_search = search_copy(model, precision=precision, device=device)
+        self.search: torch.nn.Module = self._plain_search
         self.allow_tf32 = precision == "tf32"
         self.coarse = precision in {"tf32", "bf16"}
         self.batch_size = batch_size
@@ -83,6 +88,12 @@ class Worker:
         self.deadline = deadline
         self._pace: tuple[str, Pace | None] = ("", None)
         self._resident = torch.from_numpy(images.read(np.arange(len(images)))).to(device) if images.in_memory else None
+
+    def compile_search(self) -> None:
+        """Search through torch.compile from now on; raise UserError where that does not work."""
+        # The compiler knows no layers but torch's own.
+        self._plain_search = search_copy(self._model, precision=self._precision, device=self.device, cheap_layers=False)
+        self.search = compiled(self._plain_search, input_shape=self.images.image_shape, device=self.device)
 
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return `(N, C, H, W)` images in [0, 1] and `(N,)` labels of these positions, on the device."""
@@ -97,7 +108,7 @@ class Worker:
         started = time.perf_counter()
         ledgers: list[Ledger] = []
         parts: list[dict[str, NDArray[Any]]] = []
-        kept: list[NDArray[np.float32]] = []
+        kept: list[NDArray[Any]] = []
         pace = self._pace_of(shard.spec)
         try:
             for batch in self._batches(shard, pace):
@@ -106,7 +117,7 @@ class Worker:
                 rows, adversarial = self._answer_within_memory(shard.spec, batch, ledgers)
                 parts.append(rows)
                 if self.keep_adversarials:
-                    kept.append(adversarial.float().cpu().numpy())
+                    kept.append(adversarial.cpu().numpy())
                 if pace:
                     pace.end(len(batch.ids))
         except OutOfTime:
@@ -192,8 +203,7 @@ class Worker:
         difference = adversarial.double() - images.double()
         length = {norm: distance(difference, norm) for norm in ("Linf", "L2")}
         broken = rank >= spec.decision.top_k
-        counted = inside_ball(length[spec.threat.norm], spec.threat) if is_bounded(spec) else True
-        fallen = broken & counted
+        fallen = broken & rules_of(spec).counts(difference)
         robust = ~fallen.cpu().numpy() & right
         size = distance(images.double(), "L2")
         answer = Answer(adversarial, labels, broken)
@@ -212,9 +222,13 @@ class Worker:
             "relative_l2": (length["L2"] / torch.where(size > 0, size, 1.0)).cpu().numpy(),
             "broken_in_8_bit": self.judge.broken_in_8_bit(spec, answer, random).cpu().numpy(),
             "wrong_decisions": self.judge.wrong_decisions(spec, answer, attacked, random).cpu().numpy(),
-            "broken_by": np.where(robust, "", np.array(ledger.broken_by, dtype=np.str_)),
+            "broken_by": np.where(broken.cpu().numpy(), np.array(ledger.broken_by, dtype=np.str_), ""),
             **_passes_of(ledger),
         }
+        if self.keep_adversarials == "attacked" and not right.all():
+            others = torch.from_numpy(~right).to(self.device).nonzero().squeeze(1)
+            uncounted = Ledger.of(len(ids), self.device)
+            adversarial[others] = self._attack(spec, batch, rows=others, ledger=uncounted, random=random)[0]
         return rows, adversarial
 
     def _attack(
@@ -223,12 +237,11 @@ class Worker:
         """Return adversarial images for `rows`, valid ones, and the judge's scores of them."""
         _, images, labels = batch
         plugin = catalog.find("attacks", spec.attack.entry)
-        attack, draws = plugin.load().attack, random.at(spec.attack.entry)
-        ball = None if is_minimum_norm(spec) or not is_bounded(spec) else spec.threat
-        box = is_bounded(spec) or bool(spec.attack.parameters.get("clip", True))
-        criterion = Criterion(spec.decision.top_k)
+        attack, draws = attack_of(spec.attack, spec.threat.norm), random.at(spec.attack.entry)
+        rules, criterion = rules_of(spec), Criterion(spec.decision.top_k)
         offered = {"criterion": criterion, "training_moments": self.training_moments}
-        supplied = {name: value for name, value in offered.items() if name in plugin.supplied}
+        wanted = plugin.supplied if spec.attack.library == NATIVE else ()
+        supplied = {name: value for name, value in offered.items() if name in wanted}
 
         def search(model: torch.nn.Module, some: Tensor) -> Tensor:
             clean = images[some]
@@ -249,7 +262,7 @@ class Worker:
                 if _is_out_of_memory(error):
                     raise
                 raise InvalidAnswer("crash", f"{type(error).__name__}: {error}") from error
-            if violation := find_violation(found, clean, ball, box=box):
+            if violation := rules.violation(found, clean):
                 raise InvalidAnswer(*violation)
             adversarial: Tensor = found.detach()
             return adversarial
@@ -301,7 +314,7 @@ class Worker:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                self.search(image.repeat(count, 1, 1, 1).requires_grad_())
+                self._plain_search(image.repeat(count, 1, 1, 1).requires_grad_())
             return sum(sizes.values())
 
         per_image = max(1, kept(2) - kept(1))

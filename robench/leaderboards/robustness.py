@@ -13,12 +13,14 @@ one seed all attacks draw the examples in the same order, so what all of them ha
 case is taken over that, with the interval that holds at any stopping.
 
 Noise without a bound (lrc-noise) is no adversary of the ball's: it has tables of its own, by its scale.
+
+A worst case is no better than its attacks: the flags of the records' diagnostics stand beside it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +31,26 @@ from robench.catalog import LeaderboardEntry
 from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
 from robench.planning import is_bounded
-from robench.records import EvalRecord, EvalSpec, ModelCard, canonical_hash
+from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Table, competition_ranks, natural, proportion_cell
+from robench.tables import Cell, Column, Grid, Table, competition_ranks, natural, proportion_cell
 from robench.threat_model import fraction_text
+
+#: The diagnostics that follow from a record's rows; all others need a look at the model.
+FROM_ROWS = frozenset({"eight-bit"})
+
+_UNKNOWN = Cell(note="not every attack of the table was run")
+
+_READING = (
+    "Worst case counts an image only if the model is right after every attack of the table, decided image by image. "
+    "It is never above the strongest single attack: attacks fool different images, and an adversary may pick the best "
+    "one for each.",
+    "Reliability names what gave an evaluation away as too weak: gradients that are zero, a loss that does not rise, "
+    "longer or gradient-free attacks that still break more. A flag goes where another attack of the same model passes "
+    "the check. Looked at is a sample of the images, so a model without flags is not proven sound.",
+    "A model that was not put through all attacks of the table has no rank, because fewer attacks make an easier test.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +133,9 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
         ),
         ranked_by="worst_case",
         remarks=tuple(remark(s.record) for s in group if s.record.status != "complete"),
+        warnings=tuple(f"{c.name}: {told}" for c in (*ranked, *others) for told in warnings(c)),
+        figures=(contributions([*ranked, *others], attacks, results),) if len(attacks) > 1 and contestants else (),
+        reading=_READING,
     )
 
 
@@ -131,15 +151,24 @@ def contestants_of(group: Iterable[StoredRecord], results: Results) -> list[Cont
         if not answers:
             continue
         model = records[0].record.spec.model
-        card = results.cards.get(model.id)
-        described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
-        notes = [described.card.scale] if described and described.card.scale else []
-        if ids.count(model.id) > 1 or (card and not described):
-            notes.append(f"weights {model.weights_sha256[:8]}")
+        described, note = described_by(model, results, namesakes=ids.count(model.id))
         unfinished = {attack_key(s.record.spec): s for s in records if s.record.status != "complete"}
         robust = intersection([s.record for s in answers.values()], results)
-        found.append(Contestant(answers, unfinished, described, model.id, "; ".join(notes) or None, robust))
+        found.append(Contestant(answers, unfinished, described, model.id, note, robust))
     return found
+
+
+def described_by(model: ModelIdentity, results: Results, *, namesakes: int) -> tuple[StoredCard | None, str | None]:
+    """Return the card that describes these weights, and what a reader must know beside the model's name.
+
+    `namesakes` is how many different models of the table have that name.
+    """
+    card = results.cards.get(model.id)
+    described = card if card and card.card.weights.sha256 == model.weights_sha256 else None
+    notes = [described.card.scale] if described and described.card.scale else []
+    if namesakes > 1 or (card and not described):
+        notes.append(f"weights {model.weights_sha256[:8]}")
+    return described, "; ".join(notes) or None
 
 
 def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool_]:
@@ -148,7 +177,7 @@ def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool
     Raises UnsafeFile if the rows are of different examples; sequential ones may be the beginnings of one drawing.
     """
     rows = [results.outcomes(record) for record in records]
-    common = min((own["example_id"] for own in rows), key=len)
+    common = common_examples(records, results)
     stands = np.ones(len(common), dtype=np.bool_)
     for record, own in zip(records, rows, strict=True):
         shared = np.isin(own["example_id"], common)
@@ -162,6 +191,11 @@ def intersection(records: list[EvalRecord], results: Results) -> NDArray[np.bool
     return stands
 
 
+def common_examples(records: Iterable[EvalRecord], results: Results) -> NDArray[np.int64]:
+    """Return the examples that all records have: those of the shortest, where they stopped early."""
+    return min((results.outcomes(record)["example_id"] for record in records), key=len)
+
+
 def worst_case_interval(robust: NDArray[np.bool_], record: EvalRecord) -> tuple[float, float]:
     """Return the 95 % interval of the worst case: of a sequential evaluation the one that holds at any stopping."""
     successes, n = int(robust.sum()), len(robust)
@@ -171,14 +205,70 @@ def worst_case_interval(robust: NDArray[np.bool_], record: EvalRecord) -> tuple[
     return low / record.sequence.of, high / record.sequence.of
 
 
+def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str], results: Results) -> Grid:
+    """Return which share of the images each attack breaks: in all, as the first one, and as the only one.
+
+    The first one is the cheapest that breaks the image: attacks stand in the order of their passes on this table.
+    """
+    order = sorted(attacks, key=lambda key: (_passes(key, contestants), natural(attacks[key])))
+    rows, cells = [], []
+    for contestant in contestants:
+        own = [key for key in order if key in contestant.answers]
+        common = common_examples((s.record for s in contestant.answers.values()), results)
+        broken = [fallen(contestant.answers[key].record, common, results) for key in own]
+        first, times = first_breaker(broken), np.sum(broken, axis=0)
+        for position, key in enumerate(own):
+            rows.append((contestant.name, attacks[key]))
+            alone = share_cell(broken[position] & (times == 1)) if len(own) == len(order) else _UNKNOWN
+            cells.append((share_cell(broken[position]), share_cell(first == position), alone))
+    return Grid(
+        name="contributions",
+        title="Which attack breaks what",
+        caption=(
+            "Share of all images that an attack breaks; that it is the first to break, the cheapest attack being tried "
+            "first; and that no other attack of the table breaks"
+        ),
+        corner=("Model", "Attack"),
+        rows=tuple(rows),
+        columns=("breaks", "first", "alone"),
+        cells=tuple(cells),
+    )
+
+
+def fallen(record: EvalRecord, examples: NDArray[np.int64], results: Results) -> NDArray[np.bool_]:
+    """Return which of the `examples` `(N,)` were right without the attack and fell to it."""
+    rows = results.outcomes(record)
+    found: NDArray[np.bool_] = (rows["attacked"] & ~rows["robust"])[np.isin(rows["example_id"], examples)]
+    return found
+
+
+def first_breaker(broken: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Return for each example `(N,)` the position of the first attack that breaks it, -1 where none does."""
+    table = np.stack(broken)
+    return np.where(table.any(0), table.argmax(0), -1)
+
+
+def share_cell(hits: NDArray[np.bool_], *, note: str | None = None) -> Cell:
+    """Return the cell of a share of examples."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Cell(value=float(hits.mean()), low=low, high=high, n=len(hits), note=note)
+
+
+def _passes(key: str, contestants: Iterable[Contestant]) -> float:
+    """Return what an attack took per image, on average over the models that have been through it."""
+    costs = [passes_per_example(c.answers[key].record) for c in contestants if key in c.answers]
+    return sum(costs) / max(1, len(costs))
+
+
 def attack_key(spec: EvalSpec) -> str:
     """Return what makes two searches the same column: all that can change the answer."""
     return canonical_hash(_search(spec))
 
 
 def _search(spec: EvalSpec) -> dict[str, Any]:
-    """Return the facts of a search by name; the attack's own name comes first."""
+    """Return the facts of a search by name; what the attack is called comes first."""
     return {
+        "title": spec.attack.title,
         **spec.attack.model_dump(mode="json", exclude={"parameters"}),
         **spec.attack.parameters,
         "seed": spec.seed,
@@ -193,11 +283,11 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     facts = {attack_key(spec): _search(spec) for spec in specs}
     titles = {}
     for key, own in facts.items():
-        namesakes = [other for other in facts.values() if other["name"] == own["name"]]
+        namesakes = [other for other in facts.values() if other["title"] == own["title"]]
         names = dict.fromkeys(name for other in namesakes for name in other)
         differing = [f for f in names if any(other.get(f) != own.get(f) for other in namesakes)]
         details = ", ".join(f"{f}={own.get(f)}" for f in differing)
-        titles[key] = f"{own['name']} ({details})" if details else own["name"]
+        titles[key] = f"{own['title']} ({details})" if details else own["title"]
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
 
 
@@ -218,6 +308,12 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
             title="Worst case",
             role="accuracy",
             description="Images still correct after every attack, decided image by image.",
+        ),
+        Column(
+            key="reliability",
+            title="Reliability",
+            role="label",
+            description="Signs that the attacks were too weak for this model, on a sample of the images.",
         ),
         Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
         *(
@@ -265,6 +361,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
             n=n,
             note=f"over {len(own)} of {len(attacks)} attacks" if missing else None,
         ),
+        reliability_cell(contestant),
         proportion_cell(
             first.record.clean,
             record=first.path,
@@ -277,6 +374,38 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
         Cell(value=sum(passes_per_example(stored.record) for stored in own.values())),
         Cell(value=sum(cost.seconds for cost in costs)),
     )
+
+
+def flags(contestant: Contestant) -> list[Diagnostic]:
+    """Return the flags that no attack on this model has cleared, as raised against the strongest attack.
+
+    A flag says of one attack that it was too weak. Where another one of the model's attacks passed the same check,
+    the worst case does not suffer from it.
+    """
+    strongest_first = sorted(contestant.answers.values(), key=lambda s: (s.record.robust.successes, s.path))
+    made = [d for stored in strongest_first for d in stored.record.diagnostics]
+    passed = {d.name for d in made if d.verdict == "ok"}
+    raised = {d.name: d for d in reversed(made) if d.verdict == "flag" and d.name not in passed}
+    return [raised[name] for name in dict.fromkeys(d.name for d in made) if name in raised]
+
+
+def reliability_cell(contestant: Contestant) -> Cell:
+    """Return the names of the flags; no value where nothing was looked at."""
+    raised = flags(contestant)
+    if raised:
+        return Cell(value=", ".join(d.name for d in raised), warning="\n".join(warnings(contestant)))
+    made = [d for stored in contestant.answers.values() for d in stored.record.diagnostics]
+    looked_at = any(d.verdict == "ok" and d.name not in FROM_ROWS for d in made)
+    return Cell(value="no flags") if looked_at else Cell(note="not examined")
+
+
+def warnings(contestant: Contestant) -> list[str]:
+    """Return one line for each flag, with what a stronger attack left."""
+    return [
+        f"{d.name}: {d.evidence}"
+        + (f" ({d.robust_then.successes} of {d.robust_then.n} still stand)" if d.robust_then else "")
+        for d in flags(contestant)
+    ]
 
 
 def attack_cell(contestant: Contestant, key: str) -> Cell:
@@ -308,7 +437,7 @@ def trained_against(card: ModelCard | None) -> str | None:
 
 def remark(record: EvalRecord) -> str:
     """Return one line on an evaluation that failed or was stopped."""
-    question = f"{record.spec.model.id} under {record.spec.attack.name}"
+    question = f"{record.spec.model.id} under {record.spec.attack.title}"
     if record.status == "partial":
         answered = f"{record.robust.n:,} of {record.spec.examples.count:,} images"
         return f"{question} was stopped after {answered} and does not count: asked again, it goes on from there"

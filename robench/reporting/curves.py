@@ -1,4 +1,4 @@
-"""Training curves: a training log as a drawing, in lines of SVG."""
+"""Curves as drawings, in lines of SVG: a training log, and what falls within which distance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import UserError
+from robench.tables import Curve, Curves
 
 WIDTH, HEIGHT = 360.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 8.0, 10.0, 24.0
@@ -65,6 +66,37 @@ def training_charts(path: Path) -> list[Chart]:
         _chart("Loss", epochs, losses, (0.0, _ceiling(losses))),
     ]
     return [chart for chart in charts if chart.lines]
+
+
+def step_chart(curves: Curves) -> Chart:
+    """Return step functions as a drawing, in percent."""
+    end = _ceiling({"x": [curves.x_end]})
+
+    def across(x: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * x / end
+
+    def up(share: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    def points(curve: Curve) -> str:
+        """Leave out what is nearer than half a unit to the point before: no drawing shows it."""
+        drawn, height = [(across(0.0), up(0.0))], up(0.0)
+        for x, y in zip(curve.x, curve.y, strict=True):
+            place = across(min(x, end))
+            if x <= end and (place - drawn[-1][0] >= 0.5 or height - up(y) >= 0.5):
+                drawn += [(place, height), (place, up(y))]
+                height = up(y)
+        drawn.append((across(end), height))
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
+
+    lines = tuple(Line(c.title, points(c), f"{100 * c.y[-1]:.4g} %" if c.y else "") for c in curves.curves)
+    ticks = [end * i / 4 for i in range(5)]
+    return Chart(
+        curves.title,
+        lines,
+        tuple(Tick(across(x), f"{x:.4g}") for x in ticks),
+        tuple(Tick(up(share / 100), f"{share}") for share in (0, 25, 50, 75, 100)),
+    )
 
 
 def _number(text: str) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from robench.tables import Cell, Column
 
 
@@ -30,6 +32,27 @@ def size(number: int) -> str:
     return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
 
 
+def length(value: float) -> str:
+    """Return a distance with three digits; ∞ where there is none."""
+    return f"{value:.3g}" if math.isfinite(value) else "∞"
+
+
+def interval(cell: Cell, column: Column) -> str:
+    """Return the bounds of a cell that has them: "91.2–93.0"."""
+    assert cell.low is not None
+    assert cell.high is not None
+    if column.role == "distance":
+        return f"{length(cell.low)}–{length(cell.high)}"
+    return f"{percent(cell.low, cell.n)}–{percent(cell.high, cell.n)}"
+
+
+def sortable(value: float | int | str | None) -> float | int | str:
+    """Return a value as a page's script sorts it; nothing where there is none."""
+    if value is None:
+        return ""
+    return "Infinity" if value == math.inf else value
+
+
 def shown(cell: Cell, column: Column) -> str:
     """Return a cell's value as text; a dash where there is none."""
     if cell.value is None:
@@ -38,4 +61,6 @@ def shown(cell: Cell, column: Column) -> str:
         return cell.text or str(cell.value)
     if column.role == "accuracy":
         return percent(cell.value, cell.n)
+    if column.role == "distance":
+        return length(cell.value)
     return duration(cell.value) if column.unit == "s" else count(cell.value)

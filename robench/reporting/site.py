@@ -18,10 +18,10 @@ import jinja2
 
 from robench import catalog
 from robench.reporting import formatting
-from robench.reporting.csv_files import table_csv
-from robench.reporting.curves import training_charts
+from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
+from robench.reporting.curves import step_chart, training_charts
 from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
-from robench.tables import Cell, Column, Table, natural
+from robench.tables import Cell, Column, Curves, Table, natural
 
 
 def write_leaderboards(
@@ -41,6 +41,7 @@ def write_leaderboards(
         for table in tables:
             pages[out_dir / f"{table.name}.html"] = site.table(table)
             pages[out_dir / f"{table.name}.csv"] = table_csv(table)
+            pages |= {out_dir / name: text for name, text in site.figures(table).items()}
     for model in cards:
         pages[site.model_page(model)] = site.model(model, [t for tables in boards.values() for t in tables])
     for path, text in pages.items():
@@ -61,6 +62,7 @@ class Site:
 
     def index(self, boards: Mapping[str, list[Table]]) -> str:
         """Return the page that lists all tables and models."""
+        boards = {name: tables for name, tables in boards.items() if tables} or boards
         summaries = {name: catalog.find("leaderboards", name).facts["summary"] for name in boards}
         return self._render(
             "index.html",
@@ -73,7 +75,20 @@ class Site:
 
     def table(self, table: Table) -> str:
         """Return a table's page."""
-        return self._render("table.html", self.folder / f"{table.name}.html", table=table, strip=_strip)
+        page = self.folder / f"{table.name}.html"
+        return self._render("table.html", page, table=table, strip=_strip, step_chart=step_chart)
+
+    def figures(self, table: Table) -> dict[str, str]:
+        """Return the files of a table's figures by name: the numbers of each, and curves as a drawing."""
+        files = {}
+        for figure in table.figures:
+            stem = f"{table.name}-{figure.name}"
+            if isinstance(figure, Curves):
+                files[f"{stem}.csv"] = curves_csv(figure)
+                files[f"{stem}.svg"] = self._render("curves.svg", self.folder, figure=figure, chart=step_chart(figure))
+            else:
+                files[f"{stem}.csv"] = grid_csv(figure)
+        return files
 
     def model(self, model: str, tables: Iterable[Table]) -> str:
         """Return a model's page: how it was made, how it stands, how to use it."""
@@ -119,7 +134,7 @@ class Site:
 def _question(stored: StoredRecord) -> list[list[tuple[int, str]]]:
     """Return a key that puts what was asked of a model in a reader's order."""
     spec = stored.record.spec
-    asked = (spec.examples.dataset, spec.threat, spec.attack.name, spec.seed, spec.identity)
+    asked = (spec.examples.dataset, spec.threat, spec.attack.title, spec.seed, spec.identity)
     return [natural(str(part)) for part in asked]
 
 
@@ -152,6 +167,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("percent", "count", "duration", "size", "shown"):
+    for name in ("percent", "count", "duration", "size", "shown", "interval", "sortable"):
         environment.filters[name] = getattr(formatting, name)
     return environment

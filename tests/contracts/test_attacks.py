@@ -217,3 +217,23 @@ def test_goes_beyond_the_first_class_when_asked(plugin, norm):
     first = Criterion(1).broken(model(run(plugin, model, images, labels, threat)), labels)
     assert second.any()
     assert (second <= first).all() or plugin.facts.get("minimum_norm")
+
+
+#: Parameters that make an attack short, where it has them.
+SHORT = {"steps": 12, "queries": 60, "samples": 20, "search_steps": 3}
+
+
+@each_attack
+def test_costs_what_it_says(plugin, norm):
+    """For examples that stand; a few passes besides, to look at where the search begins and ends, are not counted."""
+    model, images, labels = linear_problem(classes=5)
+    threat = threat_of(norm, "0.00001")
+    settings = plugin.settings({name: value for name, value in SHORT.items() if name in plugin.parameters})
+    ledger = Ledger.of(len(images))
+    random = RandomStream(0, torch.arange(len(images)))
+    plugin.load().attack(Target(model, ledger), images, labels, threat=threat, random=random, **settings)
+    gradients, queries = plugin.passes(settings, classes=5)
+    said, taken = 2 * gradients + queries, int((ledger.forward_passes + ledger.backward_passes).max())
+    assert taken <= 1.1 * said + 10, f"takes {taken} passes, says {said}"
+    if not plugin.facts.get("minimum_norm"):
+        assert taken >= 0.5 * said - 10, f"takes {taken} passes, says {said}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import card, first_of, put, spec
+from synthetic import card, first_of, put, put_minimum_norm, put_transfer, spec
 
 from robench.catalog import LeaderboardEntry, plugins
 from robench.store import Results, Store, file_name
@@ -20,15 +20,27 @@ def entry(request: pytest.FixtureRequest) -> LeaderboardEntry:
 
 
 def results(folder: Path, *, backwards: bool = False) -> Results:
-    """Three models under two attacks: one complete, one lacks an attack, of one an attack failed."""
+    """Three models under two attacks: one complete, one lacks an attack, of one an attack failed.
+
+    Two of them were looked at for minimum norms, too, and shown to each other's images at two epsilons.
+    """
     store = Store(folder / "reports")
+    for model, start in {"a": 0.1, "b": 0.2}.items():
+        put_minimum_norm(store, spec(model, "ddn", threat="L2@0.5"), [start + i / 100 for i in range(50)])
+    for epsilon in ("0.1", "0.2"):
+        for source in "ab":
+            made_on = spec(source, "pgd-40", threat=f"Linf@{epsilon}")
+            for target, robust in {"a": 40, "b": 20}.items():
+                if (source, target) != ("b", "a") or epsilon == "0.1":
+                    put_transfer(store, made_on, spec(target).model, first_of(50, robust))
     for model, robust in {"a": 30, "b": 20, "c": 40}.items():
         put(store, spec(model, "fgsm"), first_of(50, robust + 5))
         if model != "b":
             put(store, spec(model, "pgd-20"), first_of(50, robust), failed=model == "c")
     cards = {"a": card(folder / "zoo" / "a", "a")}
     found = store.results(cards)
-    return Results(found.records[::-1] if backwards else found.records, cards, found.outcomes)
+    way = slice(None, None, -1 if backwards else 1)
+    return Results(found.records[way], cards, found.outcomes, found.transfers[way])
 
 
 def test_nothing_makes_no_table(entry: LeaderboardEntry, tmp_path: Path) -> None:
@@ -46,7 +58,7 @@ def test_tables_have_names_of_their_own_that_are_safe_as_files(entry: Leaderboar
 
 def test_every_number_says_what_it_is_of(entry: LeaderboardEntry, tmp_path: Path) -> None:
     found = results(tmp_path)
-    files = {stored.path for stored in found.records}
+    files = {stored.path for stored in (*found.records, *found.transfers)}
     for table in entry.build(found):
         assert all(column.description and column.title for column in table.columns)
         for column in table.columns:
@@ -54,6 +66,10 @@ def test_every_number_says_what_it_is_of(entry: LeaderboardEntry, tmp_path: Path
                 assert cell.model is None or cell.model in found.cards
                 assert cell.record is None or cell.record in files
                 if column.role == "accuracy" and cell.value is not None:
+                    assert_accuracy(cell)
+        for figure in table.figures:
+            for cell in (cell for cells in getattr(figure, "cells", ()) for cell in cells):
+                if cell.value is not None:
                     assert_accuracy(cell)
 
 
@@ -65,4 +81,4 @@ def assert_accuracy(cell: Cell) -> None:
 
 def test_the_order_of_the_records_does_not_matter(entry: LeaderboardEntry, tmp_path: Path) -> None:
     forwards, backwards = (entry.build(results(tmp_path, backwards=b)) for b in (False, True))
-    assert [(t.name, t.columns, t.rows) for t in forwards] == [(t.name, t.columns, t.rows) for t in backwards]
+    assert forwards == backwards

@@ -104,3 +104,16 @@ def test_wrong_values_get_one_line(workspace, robench, arguments, expected):
     assert expected in err
     assert len(err.strip().splitlines()) == 1
     assert not (workspace / "reports").exists()
+
+
+def test_a_search_that_cannot_be_compiled_is_one_line(workspace, robench, monkeypatch, tmp_path):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    status, _, err = robench(*EVAL, "--attack", "fgsm", "--examples", "20", "--compile")
+    assert status == 2
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("robench: --compile does not work here")
+    assert "C++ compiler" in last
+    assert records_of(workspace) == {}

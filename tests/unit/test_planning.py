@@ -135,3 +135,38 @@ def test_rows_of_other_code_are_not_gone_on_with(monkeypatch):
     before = planning.journal_key(spec)
     monkeypatch.setattr(planning, "code_fingerprint", lambda: "other")
     assert planning.journal_key(spec) != before
+
+
+def write_suite(monkeypatch, tmp_path, text):
+    path = tmp_path / "own.toml"
+    path.write_text(f'summary = "s"\nsource = "s"\n{text}')
+    find = catalog.find
+    own = lambda kind, name: catalog.read_toml("suites", path) if kind == "suites" else find(kind, name)  # noqa: E731
+    monkeypatch.setattr(catalog, "find", own)
+    return planning.load_suite("own")
+
+
+def test_a_suite_has_attacks_of_its_own_for_each_norm(monkeypatch, tmp_path):
+    suite = write_suite(monkeypatch, tmp_path, 'attacks = ["fgsm"]\nlinf = ["pgd-20"]\nl2 = ["pgd-40:restarts=2"]\n')
+    specs = planning.plan(request(threats=[L2, LINF], suite=suite, attacks=["pgd-10"]))
+    assert [(str(s.threat), s.attack.name) for s in specs] == [
+        ("L2@2", "fgsm"),
+        ("L2@2", "pgd:restarts=2"),
+        ("L2@2", "pgd-10"),
+        ("Linf@0.3", "fgsm"),
+        ("Linf@0.3", "pgd-20"),
+        ("Linf@0.3", "pgd-10"),
+    ]
+
+
+def test_a_suite_without_attacks_for_a_norm_is_refused_there_and_a_wrong_one_at_once(monkeypatch, tmp_path):
+    suite = write_suite(monkeypatch, tmp_path, 'l2 = ["pgd-20"]\n')
+    assert len(planning.plan(request(threats=[L2], attacks=[], suite=suite))) == 1
+    with pytest.raises(UserError, match=r"the suite has no attack for Linf \(s\)"):
+        planning.plan(request(threats=[L2, LINF], attacks=["pgd-20"], suite=suite))
+    with pytest.raises(catalog.PluginError, match=r"own\.toml is no valid suite: attack atent-20-paper has no form"):
+        write_suite(monkeypatch, tmp_path, 'l2 = ["atent-20-paper"]\n')
+    with pytest.raises(catalog.PluginError, match=r"own\.toml is no valid suite: unknown attack"):
+        write_suite(monkeypatch, tmp_path, 'linf = ["pgd-21"]\n')
+    with pytest.raises(catalog.PluginError, match="l1"):
+        write_suite(monkeypatch, tmp_path, 'l1 = ["pgd-20"]\n')

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robench.classifier import Classifier, random_images
 from robench.errors import PreflightFailed
 from robench.preflight import preflight
-from robench.records import Proportion
+from robench.records import Decision, Proportion
 from robench.statistics import proportion
 from tests.models import SmallNet
 
@@ -212,13 +212,35 @@ def test_a_sound_model_passes_unchanged_whatever_its_confidence() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_flat_loss_is_stopped_and_another_loss_passes() -> None:
-    class Huge(Wrapped):
-        def forward(self, images: Tensor) -> Tensor:
-            return 1e5 * super().forward(images)
+class Huge(Wrapped):
+    factor = 1e5
 
+    def forward(self, images: Tensor) -> Tensor:
+        return self.factor * super().forward(images)
+
+
+def test_a_loss_that_is_flat_for_most_images_is_stopped_and_another_loss_passes() -> None:
     model = sound(Huge())
     labels = model(IMAGES).argmax(1)
     preflight(model, IMAGES, labels, losses=["margin"])
     with pytest.raises(PreflightFailed, match=r"loss 'ce' is exactly zero for \d+ of 100 images .*loss=margin"):
         preflight(model, IMAGES, labels, losses=["ce"])
+
+
+def test_a_loss_that_is_flat_for_some_images_is_left_to_the_diagnostics() -> None:
+    model = sound(Huge())
+    with torch.no_grad():
+        gaps = model(IMAGES).topk(2, dim=1).values.diff(dim=1).abs().squeeze(1) / Huge.factor
+    # The softmax of float32 is exactly 0 and 1 from a margin of about 104 on: so for a third of the images.
+    model.network.factor = 104 / gaps.quantile(2 / 3).item()
+    preflight(model, IMAGES, model(IMAGES).argmax(1), losses=["ce"])
+
+
+def test_random_answers_pass_where_several_passes_decide() -> None:
+    for decision in (Decision(votes=5), Decision(repeats=2), Decision(sigma=0.1)):
+        preflight(sound(Randomised()), IMAGES, labels(sound()), decision=decision)
+    # What is not random is looked at all the same.
+    with pytest.raises(PreflightFailed, match="depends on the rest of the batch"):
+        preflight(sound(BatchStatistics()), IMAGES, labels(sound()), decision=Decision(votes=5))
+    with pytest.raises(PreflightFailed, match="train mode"):
+        preflight(sound().train(), IMAGES, labels(sound()), decision=Decision(votes=5))

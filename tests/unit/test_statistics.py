@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
 from robench.errors import UserError
-from robench.statistics import proportion, wilson
+from robench.statistics import exceeds, mean_interval, median_ranks, proportion, wilson
 
 GRID = [(k, n) for n in (1, 2, 7, 100, 10_000) for k in sorted({0, 1, n // 3, n // 2, n - 1, n})]
 
@@ -47,9 +48,46 @@ def test_no_share(successes: int, n: int) -> None:
             interval(successes, n)
 
 
+@pytest.mark.parametrize("n", [1, 5, 50, 128, 10_000])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5])
+def test_exceeds_is_the_exact_binomial_test(n: int, share: float) -> None:
+    level = 0.01
+    # Of every count: the smallest that exceeds is the smallest whose tail is no likelier than the level.
+    smallest = next((k for k in range(n + 1) if binom.sf(k - 1, n, share) <= level), n + 1)
+    assert [k for k in range(max(0, smallest - 3), min(n, smallest + 3) + 1) if exceeds(k, n, share)] == list(
+        range(smallest, min(n, smallest + 3) + 1)
+    )
+    assert not exceeds(0, n, share)
+
+
+def test_nothing_of_nothing_exceeds() -> None:
+    assert not exceeds(0, 0, 0.01)
+
+
 def test_wilson_costs_no_heavy_import() -> None:
     code = (
         "import sys; from robench.statistics import wilson; wilson(3, 10);"
         "sys.exit(bool({'torch', 'scipy', 'pandas', 'statsmodels'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("n", [6, 7, 10, 99, 100, 1000])
+def test_the_median_lies_between_its_ranks_as_often_as_said(n):
+    low, high = median_ranks(n)
+    # The median lies above the value at `low` and not above the one at `high` if so many values are below it.
+    covered = binom.cdf(high, n, 0.5) - binom.cdf(low, n, 0.5)
+    narrower = binom.cdf(high - 1, n, 0.5) - binom.cdf(low + 1, n, 0.5)
+    assert narrower < 0.95 <= covered
+    assert low + high == n - 1
+
+
+def test_five_values_bound_no_median():
+    assert [median_ranks(n) for n in range(6)] == [None] * 6
+
+
+def test_a_mean_s_interval():
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 6.0])
+    assert (mean, high - mean) == pytest.approx((3.0, 1.959964 * (14 / 3) ** 0.5 / 2))
+    assert mean - low == pytest.approx(high - mean)
+    assert mean_interval([0.5]) == (0.5, 0.5, 0.5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic import first_of, put, record, rows, spec
+from synthetic import first_of, put, put_transfer, record, rows, spec
 
 from robench.errors import StorageError, UnsafeFile, UserError
 from robench.records import OUTCOME_COLUMNS, Cost, Proportion
@@ -260,3 +260,44 @@ def test_file_names_are_safe_and_distinct(name: str, tmp_path: Path) -> None:
     assert len(safe) < 100
     assert safe != file_name(name + ":")
     assert file_name("small_cnn-1.0") == "small_cnn-1.0"
+
+
+def test_a_transfer_is_written_once_and_read_back(store: Store) -> None:
+    source, target = spec("a", "pgd-40"), spec("b").model
+    first = put_transfer(store, source, target, first_of(50, 30))
+    assert store.find_transfer(first.spec) == first
+    assert [stored.record for stored in store.transfers()] == [first]
+    assert store.outcomes(first)["robust"].sum() == 30
+    before = files(store)
+    put_transfer(store, source, target, first_of(50, 10))
+    assert store.find_transfer(first.spec) == first
+    assert files(store) == before
+    assert [t.record for t in store.results({}).transfers] == [first]
+    wrong = first.model_copy(update={"robust": first.robust.model_copy(update={"successes": 29})})
+    with pytest.raises(ValueError, match="30 of 50 rows are robust"):
+        store.write_transfer(wrong, rows(first_of(50, 30)))
+    path = store.transfer_path(first.spec)
+    path.rename(path.with_name("0" * 16 + ".json"))
+    with pytest.raises(UnsafeFile, match="was changed"):
+        list(store.transfers())
+
+
+def test_of_two_writers_of_a_transfer_one_wins(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = spec("a", "pgd-40"), spec("b").model
+    exists = Path.exists
+    first = put_transfer(store, source, target, first_of(50, 30))
+    # The second looks before the first has written.
+    monkeypatch.setattr(Path, "exists", lambda self: False if self.suffix == ".json" else exists(self))
+    put_transfer(store, source, target, first_of(50, 10))
+    assert store.find_transfer(first.spec) == first
+    assert len(files(store)) == 2
+
+
+def test_complete_records_of_a_model_pass_over_damaged_ones(store: Store) -> None:
+    kept = put(store, spec("a", "fgsm"), first_of(50, 30))
+    put(store, spec("a", "fgsm", weights="former"), first_of(50, 30))
+    put(store, spec("a", "pgd-20"), first_of(50, 20), failed=True)
+    put(store, spec("b", "fgsm"), first_of(50, 20))
+    damaged = store.record_path(spec("a", "pgd-40"))
+    damaged.write_text("{")
+    assert list(store.complete_of(spec("a").model)) == [kept]

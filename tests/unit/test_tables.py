@@ -67,3 +67,12 @@ def test_competition_ranks() -> None:
 def test_natural_order() -> None:
     ordered = ["9", "10", "fgsm", "pgd", "pgd-20", "pgd-20 (seed=1)", "pgd-100"]
     assert sorted(set(ordered), key=natural) == ordered
+
+
+def test_distances_may_rank() -> None:
+    columns = (*COLUMNS[:2], replace(COLUMNS[2], role="distance"))
+    rows = row(1, float("inf")), row(2, 0.5)
+    good = Table(name="t", title="T", caption="c", columns=columns, rows=rows, ranked_by="worst")
+    assert good.ranked_by == "worst"
+    with pytest.raises(ValueError, match="do not follow"):
+        replace(good, rows=good.rows[::-1])

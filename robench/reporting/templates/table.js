@@ -20,7 +20,8 @@
       const [x, y] = [value(a), value(b)];
       // What was not measured is last in either order.
       if (x === "" || y === "") return (x === "") - (y === "");
-      return sign * (text ? collator.compare(x, y) : x - y);
+      // Two infinite distances differ by no number.
+      return sign * (text ? collator.compare(x, y) : (x - y || 0));
     }));
   }
   heads.forEach((head) => head.querySelector("button").addEventListener("click", () => sort(head)));

@@ -29,11 +29,11 @@ def attack(model, images, labels, random, **changes):
     return smoothed_ddn(model, images, labels, threat=THREAT, random=random, **changes)
 
 
-@pytest.mark.parametrize("levels", [None, 256])
-def test_loop_is_that_of_the_paper(levels):
+@pytest.mark.parametrize(("levels", "agreement"), [(None, "majority"), (256, "majority"), (None, "sure")])
+def test_loop_is_that_of_the_paper(levels, agreement):
     """One image at a time: store, step, shrink or grow, rescale, quantise, clamp."""
     model, images, labels, random = problem()
-    found = attack(model, images, labels, random, steps=20, levels=levels, copies=5, sigma=0.1)
+    found = attack(model, images, labels, random, steps=20, levels=levels, copies=5, sigma=0.1, agreement=agreement)
     nearest = []
     for row in range(10):
         image, label, own = images[row : row + 1], labels[row : row + 1], random[torch.tensor([row])]
@@ -45,6 +45,8 @@ def test_loop_is_that_of_the_paper(levels):
             logits = model(point + eta)
             votes = logits.argmax(1).bincount(minlength=5).double() + 0.5 * F.softmax(logits, 1).mean(0)
             adversarial = int(votes.argmax()) != int(label)
+            if agreement == "sure":  # 2 sqrt(5) of five copies are all of them
+                adversarial &= bool((logits.argmax(1) != label).all())
             if adversarial and float(delta.norm()) < shortest:
                 best, shortest = delta, float(delta.norm())
             (gradient,) = torch.autograd.grad(-torch.log(F.softmax(logits, 1)[:, label].mean()), point)

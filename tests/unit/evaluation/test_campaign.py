@@ -21,7 +21,7 @@ class Watcher:
     """Counts what is computed; interrupts after `patience` shards."""
 
     def __init__(self, patience=1000):
-        self.patience, self.begun, self.computed, self.known = patience, [], 0, []
+        self.patience, self.begun, self.computed, self.known, self.probed = patience, [], 0, [], []
 
     def begin(self, spec, *, done):
         self.begun.append(done)
@@ -31,6 +31,9 @@ class Watcher:
         self.patience -= 1
         if self.patience == 0:
             raise KeyboardInterrupt
+
+    def probe(self, spec, *, examples):
+        self.probed.append(examples)
 
     def end(self, record, path, *, known):
         assert path.exists()
@@ -81,7 +84,7 @@ def test_interrupted_and_resumed_equals_straight_through(campaign, spec_of):
     assert record.robust == expected.robust
     assert same_outcomes(resumed.store.outcomes(record), straight.store.outcomes(expected))
     assert abs(record.cost.backward_passes - expected.cost.backward_passes) <= 0.01 * expected.cost.backward_passes
-    assert not list((resumed.store.root / ".work").glob("*")), "the journal goes when the record stands"
+    assert not list((resumed.store.root / ".work").glob("*.parquet")), "the journal goes when the record stands"
 
 
 def test_a_failed_evaluation_keeps_what_succeeded_and_never_ranks(campaign, spec_of, monkeypatch):
@@ -145,3 +148,57 @@ def test_adversarials_of_a_known_record_are_made_only_if_it_is_reproduced(campai
         other.answer([spec], ids)
     assert not path.exists()
     assert plain.store.find(spec) == record
+
+
+def test_the_probes_run_once_for_all_questions_and_survive_an_interruption(campaign, spec_of):
+    (pgd, ids), (fgsm, _), (other, _) = spec_of(), spec_of("fgsm"), spec_of(threat="L2@0.1")
+    first = Watcher()
+    records = campaign(first).answer([pgd, fgsm, other], ids)
+    assert first.probed == [50, 50], "once for each threat model"
+    names = [diagnostic.name for diagnostic in records[0].diagnostics]
+    assert names == [d.name for d in records[1].diagnostics]
+    assert len(names) == len(set(names)) == 8
+    assert {d.examples for d in records[0].diagnostics[:7] if d.verdict != "not applicable"} == {50}
+    # A later command, and one whose probes were interrupted.
+    second = Watcher()
+    campaign(second).answer([spec_of("pgd-20")[0]], ids)
+    assert second.probed == []
+
+    class Interrupted(Watcher):
+        def probe(self, spec, *, examples):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        campaign(Interrupted(), folder="fresh").answer([pgd], ids)
+    resumed = Watcher()
+    (record,) = campaign(resumed, folder="fresh").answer([pgd], ids)
+    assert (resumed.computed, resumed.probed) == (0, [50])
+    assert record.diagnostics == records[0].diagnostics
+
+
+def test_damaged_findings_are_made_again(campaign, spec_of):
+    spec, ids = spec_of()
+    made = campaign()
+    (record,) = made.answer([spec], ids)
+    (path,) = (made.store.root / ".work").glob("findings-*.json")
+    path.write_text("{")
+    watcher = Watcher()
+    (other,) = campaign(watcher).answer([spec_of("fgsm")[0]], ids)
+    assert watcher.probed == [50]
+    assert other.diagnostics[0].examples == record.diagnostics[0].examples == 50
+
+
+def test_a_failed_evaluation_has_no_diagnostics(campaign, spec_of, monkeypatch):
+    spec, ids = spec_of()
+
+    def crash(*unused, **options):
+        raise ZeroDivisionError("on purpose")
+
+    entry = dataclasses.replace(catalog.find("attacks", "pgd").load(), attack=crash)
+    monkeypatch.setattr(catalog.Plugin, "load", lambda self: entry)
+    failing, watcher = campaign(), Watcher()
+    failing.progress = watcher
+    with pytest.raises(EvaluationFailed):
+        failing.answer([spec], ids)
+    (stored,) = failing.store.records()
+    assert (stored.record.diagnostics, watcher.probed) == ((), [])

@@ -41,7 +41,7 @@ def test_an_attack_of_the_ball_is_held_to_it(model, images, spec_of):
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_only_noise_that_was_asked_for_without_clipping_may_leave_the_box(model, images, spec_of, clip):
-    result = answer(model, images, spec_of(f"lrc-noise-8:samples=1,clip={clip}", "Linf@0.7"), keep_adversarials=True)
+    result = answer(model, images, spec_of(f"lrc-noise-8:samples=1,clip={clip}", "Linf@0.7"), keep_adversarials="left")
     assert result.error is None
     inside = (result.adversarial_images >= 0).all() and (result.adversarial_images <= 1).all()
     assert inside == clip
@@ -85,7 +85,7 @@ def test_noise_with_the_covariance_of_the_training_split(model, images, spec_of)
 
     options = f"samples=1,clip=false,covariance=training:{training.sha256[:12]}"
     result = answer(
-        model, images, spec_of(f"lrc-noise:{options}", "Linf@0.2"), keep_adversarials=True, training=open_training
+        model, images, spec_of(f"lrc-noise:{options}", "Linf@0.2"), keep_adversarials="left", training=open_training
     )
     assert opened == [True], "once for all batches"
     rows = result.rows

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import card, first_of, put, spec
+from synthetic import card, diagnostic, first_of, put, record, rows, spec
 
 from robench.errors import UnsafeFile
-from robench.leaderboards.robustness import robustness
+from robench.leaderboards.robustness import first_breaker, robustness
 from robench.store import Results, Store
 from robench.tables import Table
 
@@ -45,7 +45,7 @@ def test_the_worst_case_is_the_intersection(store: Store) -> None:
     for cell in table.column("worst_case"):
         assert cell.low <= cell.value <= cell.high
         assert cell.n == 50
-    assert [column.key for column in table.columns][6:9] == ["fgsm", "pgd-20", "pgd-100"]
+    assert [column.key for column in table.columns][7:10] == ["fgsm", "pgd-20", "pgd-100"]
 
 
 def test_disjoint_weaknesses_add_up(store: Store) -> None:
@@ -168,3 +168,53 @@ def test_rows_of_other_examples_are_refused(store: Store) -> None:
     with pytest.raises(UnsafeFile, match="outcomes hold different ones"):
         robustness(shifted)
     assert robustness(results) == []
+
+
+def test_each_attack_s_part_in_the_worst_case(store: Store) -> None:
+    clean = first_of(50, 45)
+    fgsm, pgd, square = ~first_of(50, 10), ~first_of(50, 20), first_of(50, 40)
+    for attack, mask, seconds in (("square", square, 9.0), ("pgd-20", pgd, 5.0), ("fgsm", fgsm, 1.0)):
+        put(store, spec("a", attack), mask & clean, clean=clean, seconds=seconds)
+    put(store, spec("b", "fgsm"), fgsm)
+    (table,) = tables(store)
+    (grid,) = table.figures
+    parts = {names: [cell.value for cell in cells] for names, cells in zip(grid.rows, grid.cells, strict=True)}
+    # Brute force, image by image; these records' costs are equal, so that names decide the order.
+    order = ["fgsm", "pgd-20", "square"]
+    stands = {"fgsm": fgsm, "pgd-20": pgd, "square": square}
+    for name in order:
+        broken = [i for i in range(50) if clean[i] and not stands[name][i]]
+        first = [i for i in broken if all(stands[other][i] for other in order[: order.index(name)])]
+        alone = [i for i in broken if all(stands[other][i] for other in order if other != name)]
+        assert parts["a", name] == [len(broken) / 50, len(first) / 50, len(alone) / 50], name
+    assert sum(parts["a", name][1] for name in order) == pytest.approx(0.9 - next(table.column("worst_case")).value)
+    assert parts["b", "fgsm"] == [0.2, 0.2, None], "alone of three nobody knows"
+
+
+def test_the_cheapest_attack_is_tried_first(store: Store) -> None:
+    for attack, passes in (("alpha", 900), ("beta", 30)):
+        question, outcomes = spec("a", attack), rows(first_of(50, 20))
+        cost = record(question, outcomes).cost.model_copy(update={"forward_passes": passes})
+        store.write(record(question, outcomes).model_copy(update={"cost": cost}), outcomes)
+    (table,) = tables(store)
+    (grid,) = table.figures
+    assert grid.rows == (("a", "beta"), ("a", "alpha"))
+    assert [cells[1].value for cells in grid.cells] == [0.6, 0.0]
+    assert first_breaker([np.array([False, True]), np.array([False, True])]).tolist() == [-1, 0]
+
+
+def test_a_flag_stands_until_another_attack_passes_its_check(store: Store) -> None:
+    def answer(model, attack, robust, *signs):
+        put(store, spec(model, attack), first_of(50, robust), diagnostics=tuple(diagnostic(*sign) for sign in signs))
+
+    answer("cleared", "fgsm", 40, ("not-converged", "flag"), ("zero-gradients",))
+    answer("cleared", "pgd-20", 30, ("not-converged",), ("zero-gradients",))
+    answer("flagged", "fgsm", 28, ("not-converged", "flag"), ("zero-gradients", "flag"))
+    answer("flagged", "pgd-20", 29, ("not-converged", "flag"), ("zero-gradients", "not applicable"))
+    answer("unseen", "fgsm", 20)
+    answer("unseen", "pgd-20", 20, ("eight-bit",), ("zero-gradients", "not applicable"))
+    (table,) = tables(store)
+    assert values(table, "reliability") == ["no flags", "not-converged, zero-gradients", None]
+    assert [cell.note for cell in table.column("reliability")] == [None, None, "not examined"]
+    assert len(table.warnings) == 2
+    assert all(warning.startswith("flagged: ") and "10 of 40 still stand" in warning for warning in table.warnings)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from synthetic import card, first_of, put, sha, spec
+from synthetic import card, diagnostic, first_of, put, sha, spec
 
 from robench.errors import StorageError, UnknownName, UserError
 from robench.registry import read_cards
@@ -21,6 +21,8 @@ from robench.store import Store
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "leaderboards"
 HOSTILE = '"><script>alert(1)</script>'
+#: What the diagnostics said of PGD-20's zero gradients.
+SEEN = {"mnist-pgd": "ok", "mnist-standard": "flag"}
 LOG = """epoch,learning_rate,train_loss,validation_clean_accuracy,validation_robust_accuracy,seconds
 1,0.1,2.25,0.5,,10.5
 2,0.1,1.125,0.75,0.25,21
@@ -38,7 +40,8 @@ def reports(tmp_path: Path) -> Path:
         ("torchvision:resnet50", 30, 10),
     ):
         put(store, spec(model, "fgsm"), first_of(50, fgsm), clean=first_of(50, 49))
-        put(store, spec(model, "pgd-20"), first_of(50, pgd), clean=first_of(50, 49), seconds=75.0)
+        signs = (diagnostic("zero-gradients", SEEN[model]), diagnostic("not-converged")) if model in SEEN else ()
+        put(store, spec(model, "pgd-20"), first_of(50, pgd), clean=first_of(50, 49), seconds=75.0, diagnostics=signs)
     put(store, spec(HOSTILE, "fgsm"), first_of(50, 33))
     put(store, spec(HOSTILE, "pgd-20"), first_of(50, 50), failed=True)
     put(store, spec("mnist-pgd", threat="L2@8/255", count=20, split_size=50), first_of(20, 13))
@@ -133,6 +136,17 @@ def test_the_csv_holds_the_exact_numbers(reports: Path) -> None:
     assert rows[0]["pgd-20_record"] == spec("mnist-pgd", "pgd-20").identity
     assert rows[3]["pgd-20"] == rows[3]["pgd-20_record"] == ""
     assert rows[0]["worst_case_n"] == "50"
+
+
+def test_flags_stand_on_the_pages_with_their_evidence(reports: Path) -> None:
+    found = pages(write(reports))
+    table = found["robustness-mnist-linf-0.3.html"]
+    told = "zero-gradients: what was seen of zero-gradients (10 of 40 still stand)"
+    assert [a["title"] for tag, a in table.tags if tag == "span" and a.get("class") == "flags"] == [told]
+    assert f"mnist-standard: {told}" in table.text
+    assert "what was seen of zero-gradients" in found["mnist-standard.html"].text
+    assert "pgd-20 under Linf@0.3: no flags" in found["mnist-pgd.html"].text
+    assert "Reliability" not in found["index.html"].text
 
 
 def test_a_model_page_tells_the_model_s_story(reports: Path) -> None:

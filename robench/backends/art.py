@@ -1,0 +1,144 @@
+"""The Adversarial Robustness Toolbox (Nicolae et al., arXiv:1807.01069): its evasion attacks, on the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks import evasion
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from robench.backends._running import Question, number_of_classes, require_classes, restarted
+from robench.catalog import BackendEntry
+
+_ORDERS = {"Linf": np.inf, "L2": 2}
+
+
+def search(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    """Return ART's answer `(N, C, H, W)`; it computes in float32 numpy arrays."""
+    return _SEARCHES[question.attack](model, images, labels, question)
+
+
+def _fgsm(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    attack = evasion.FastGradientMethod(
+        _classifier(model, images),
+        norm=_ORDERS[question.threat.norm],
+        eps=question.threat.radius,
+        batch_size=len(images),
+    )
+    return _answer(attack, images, labels)
+
+
+def _pgd(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    steps, step_size, radius = question.parameters["steps"], question.parameters["step_size"], question.threat.radius
+
+    def once(model: nn.Module, images: Tensor, labels: Tensor, at_random: bool) -> Tensor:
+        attack = evasion.ProjectedGradientDescentPyTorch(
+            _classifier(model, images),
+            norm=_ORDERS[question.threat.norm],
+            eps=radius,
+            eps_step=2.5 * radius / steps if step_size is None else step_size,
+            max_iter=steps,
+            num_random_init=int(at_random),
+            batch_size=len(images),
+            verbose=False,
+        )
+        return _answer(attack, images, labels)
+
+    return restarted(once, model, images, labels, parameters=question.parameters)
+
+
+def _apgd(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given, radius, classifier = question.parameters, question.threat.radius, _classifier(model, images)
+    if given["loss"] == "dlr":
+        require_classes(3, classifier.nb_classes, "art's DLR loss")
+    attack = evasion.AutoProjectedGradientDescent(
+        classifier,
+        norm=_ORDERS[question.threat.norm],
+        eps=radius,
+        eps_step=2 * radius,  # the paper's first step size
+        max_iter=given["steps"],
+        nb_random_init=given["restarts"],
+        batch_size=len(images),
+        loss_type={"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[given["loss"]],
+        verbose=False,
+    )
+    return _answer(attack, images, labels)
+
+
+def _square(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given = question.parameters
+    attack = evasion.SquareAttack(
+        _classifier(model, images),
+        norm=_ORDERS[question.threat.norm],
+        max_iter=given["queries"],
+        eps=question.threat.radius,
+        p_init=given["p_init"],
+        nb_restarts=given["restarts"],
+        batch_size=len(images),
+        verbose=False,
+    )
+    return _answer(attack, images, labels)
+
+
+def _classifier(model: nn.Module, images: Tensor) -> PyTorchClassifier:
+    return PyTorchClassifier(
+        model,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=tuple(images.shape[1:]),
+        nb_classes=number_of_classes(model, images),
+        clip_values=(0.0, 1.0),
+        device_type="cpu" if images.device.type == "cpu" else "gpu",
+    )
+
+
+def _answer(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
+    # One-hot, because ART takes the labels of two classes for a single output.
+    classes = np.eye(attack.estimator.nb_classes, dtype=np.float32)[labels.cpu().numpy()]
+    found = attack.generate(images.float().cpu().numpy(), classes)
+    return torch.from_numpy(found).to(images.device)
+
+
+_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "square": _square}
+
+ENTRY = BackendEntry(
+    name="art",
+    search=search,
+    summary="the Adversarial Robustness Toolbox's evasion attacks",
+    source="Nicolae et al., arXiv:1807.01069",
+    version=1,
+    distribution="adversarial-robustness-toolbox",
+    precisions=("fp32", "tf32", "bf16"),
+    offers={
+        "fgsm": ({"norms": ("Linf", "L2"), "fixed": {"loss": ("ce",)}},),
+        "pgd": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "step_size", "restarts", "start"),
+                "fixed": {"loss": ("ce",)},
+            },
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "step_size", "start"),
+                "fixed": {"loss": ("ce",), "restarts": (1,), "stop_when_broken": (False,)},
+            },
+        ),
+        "apgd": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "restarts"),
+                "fixed": {"loss": ("ce", "dlr"), "targets": (0,)},
+                "notes": ("returns the last iterate of APGD",),
+            },
+        ),
+        "square": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("queries", "p_init", "restarts"),
+                "notes": ("makes the squares' sizes for the budget of queries",),
+            },
+        ),
+    },
+)

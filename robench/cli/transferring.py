@@ -1,0 +1,171 @@
+"""`robench transfer`: images that fool one model, shown to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+
+from robench import planning
+from robench.cli import evaluating, ranking
+from robench.cli.options import (
+    DataRootOption,
+    DeviceOption,
+    JsonOption,
+    WorkspaceOption,
+    command_line,
+    percent,
+    print_json,
+    print_table,
+    resolve_device,
+)
+from robench.errors import UserError
+from robench.records import EvalRecord, ModelIdentity, Precision, TransferRecord, TransferSpec
+from robench.store import Store
+from robench.threat_model import ThreatModel
+from robench.workspace import Workspace
+
+if TYPE_CHECKING:
+    from robench.classifier import Classifier
+
+#: It walks all steps: an image that only just fools its source rarely fools another model.
+_DEFAULT_ATTACK = "pgd-40:stop_when_broken=false"
+
+
+def transfer(
+    model: Annotated[
+        list[str],
+        typer.Option("--model", help="Makes images and classifies those of all others; as in robench eval. Repeat it."),
+    ],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            help="Makes images and classifies none: a twin trained with another seed, say. Repeatable.",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help=f"One matrix for each. Default: {_DEFAULT_ATTACK}, which walks all its steps."),
+    ] = None,
+    threat: Annotated[
+        list[str] | None,
+        typer.Option("--threat", help="Linf@8/255, L2@0.5, ... One matrix for each. Default: the data set's."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A data set's name, folder:PATH or npz:PATH. Default: the first model's."),
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", help="How many test examples (default 1,000), as in robench eval.")
+    ] = None,
+    all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the attacks' random numbers.")] = 0,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="Of the search: fp32, tf32, bf16 or fp64.")] = "fp32",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")] = None,
+    workspace: WorkspaceOption = None,
+    data_root: DataRootOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Make adversarial images on every model, let every model classify them, write table and heat map.
+
+    What is known is not computed again, so a model can be added later. Off the diagonal the attack has not seen the
+    model that it is to fool. Example: robench transfer --model mnist-standard --model mnist-pgd --examples 1000
+    """
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
+    if examples is not None and all_examples:
+        raise UserError("--examples and --all exclude each other; give one of them")
+    attacks = list(attack or [_DEFAULT_ATTACK])
+    for text in attacks:
+        planning.attack_settings(text)
+    options = evaluating.Options(
+        workspace=Workspace.locate(workspace, data_root),
+        dataset=dataset,
+        examples=evaluating.DEFAULT_EXAMPLES if examples is None and not all_examples else examples,
+        examples_by_default=examples is None and not all_examples,
+        threats=[ThreatModel.parse(text) for text in threat or ()],
+        attacks=attacks,
+        seed=seed,
+        precision=cast(Precision, precision),
+        device=device,
+    )
+    names = list(dict.fromkeys([*model, *(source or ())]))
+    jobs = evaluating.prepare_together(names, options)
+    store = Store(options.workspace.reports)
+    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=json_output)
+    made = [record for job in jobs for record in evaluating.run(job, options, store, how)]
+    targets = jobs[: len(dict.fromkeys(model))]
+    found = _classify(targets, jobs, made, options=options, store=store)
+    if json_output:
+        print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in found])
+        return
+    _print_matrices(found)
+    _print_hints(made)
+    ranking.leaderboard(None, workspace=options.workspace.root)
+
+
+def _classify(
+    targets: Sequence[evaluating.Job],
+    jobs: Sequence[evaluating.Job],
+    made: Sequence[EvalRecord],
+    *,
+    options: evaluating.Options,
+    store: Store,
+) -> list[TransferRecord]:
+    """Return every target's answer on every source's images; torch is imported only if one is missing."""
+    specs = [TransferSpec(source=record.spec, target=job.identity) for job in targets for record in made]
+    known = [record for record in map(store.find_transfer, specs) if record is not None]
+    if len(known) == len(specs):
+        return known
+    from robench.evaluation.second_look import Bench
+    from robench.evaluation.transfer import fill_matrix
+    from robench.provenance import provenance
+
+    device = resolve_device(options.device)
+
+    def load(identity: ModelIdentity) -> Classifier:
+        return evaluating.loaded_model(next(job for job in jobs if job.identity == identity), options)
+
+    return list(
+        fill_matrix(
+            made,
+            [job.identity for job in targets],
+            bench=Bench(load, device),
+            images=jobs[0].images,
+            store=store,
+            provenance=lambda: provenance(device, command_line()),
+        )
+    )
+
+
+def _print_matrices(found: Sequence[TransferRecord]) -> None:
+    """Print one table per attack and threat model: targets below each other, sources side by side."""
+    questions = {(r.spec.source.attack.name, str(r.spec.source.threat)): r.spec.source.examples for r in found}
+    for (attack, threat), examples in questions.items():
+        own = [r for r in found if (r.spec.source.attack.name, str(r.spec.source.threat)) == (attack, threat)]
+        sources = list(dict.fromkeys(r.spec.source.model.id for r in own))
+        entries = {(r.spec.target.id, r.spec.source.model.id): r for r in own}
+        rows = []
+        for target in dict.fromkeys(r.spec.target.id for r in own):
+            shares = [entries[target, source].robust for source in sources]
+            rows.append([target, percent(entries[target, sources[0]].clean), *map(percent, shares)])
+        print_table(
+            ["accuracy of", "clean", *(f"on images of {source}" for source in sources)],
+            rows,
+            title=f"{examples.dataset}, {examples.count:,} of {examples.split_size:,} test images, {attack}, {threat}",
+        )
+
+
+def _print_hints(made: Sequence[EvalRecord]) -> None:
+    """Say what makes a matrix weaker than it could be."""
+    early = {r.spec.attack.name for r in made if r.spec.attack.parameters.get("stop_when_broken")}
+    for name in sorted(early):
+        print(
+            f"{name} stops at the first image that fools its source, which rarely fools another model; "
+            "add stop_when_broken=false for stronger transfer"
+        )
+    if any(r.spec.examples.count < r.spec.examples.split_size for r in made):
+        print("not the whole test split: add --all for the number to publish")
