@@ -143,9 +143,9 @@ def _classify(
 
 def _print_matrices(found: Sequence[TransferRecord]) -> None:
     """Print one table per attack and threat model: targets below each other, sources side by side."""
-    questions = {(r.spec.source.attack.name, str(r.spec.source.threat)): r.spec.source.examples for r in found}
+    questions = {(r.spec.source.attack.title, str(r.spec.source.threat)): r.spec.source.examples for r in found}
     for (attack, threat), examples in questions.items():
-        own = [r for r in found if (r.spec.source.attack.name, str(r.spec.source.threat)) == (attack, threat)]
+        own = [r for r in found if (r.spec.source.attack.title, str(r.spec.source.threat)) == (attack, threat)]
         sources = list(dict.fromkeys(r.spec.source.model.id for r in own))
         entries = {(r.spec.target.id, r.spec.source.model.id): r for r in own}
         rows = []
@@ -161,7 +161,7 @@ def _print_matrices(found: Sequence[TransferRecord]) -> None:
 
 def _print_hints(made: Sequence[EvalRecord]) -> None:
     """Say what makes a matrix weaker than it could be."""
-    early = {r.spec.attack.name for r in made if r.spec.attack.parameters.get("stop_when_broken")}
+    early = {r.spec.attack.title for r in made if r.spec.attack.parameters.get("stop_when_broken")}
     for name in sorted(early):
         print(
             f"{name} stops at the first image that fools its source, which rarely fools another model; "
