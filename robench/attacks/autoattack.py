@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein, arXiv:2003.01690, section 6): each of several attacks on what those before left standing."""
+"""AutoAttack (Croce and Hein, arXiv:2003.01690, section 6): its attacks run on what those before left standing."""
 
 from __future__ import annotations
 
