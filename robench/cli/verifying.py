@@ -66,7 +66,7 @@ def verify(
         print_json([{"identity": r.spec.identity, **asdict(a), "borderline": a.borderline} for r, a in found])
         return
     rows = [
-        [r.spec.identity, r.spec.model.id, r.spec.attack.name, str(r.spec.threat), _verdict(agreement)]
+        [r.spec.identity, r.spec.model.id, r.spec.attack.title, str(r.spec.threat), _verdict(agreement)]
         for r, agreement in found
     ]
     print_table(["record", "model", "attack", "threat", "saved images"], rows)
