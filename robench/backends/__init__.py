@@ -141,11 +141,15 @@ def check(spec: EvalSpec) -> None:
 def attack_of(identity: AttackIdentity, norm: str) -> Callable[..., Any]:
     """Return the function that answers for `identity` in a norm, called as every attack is:
     ``attack(model, images, labels, *, threat, random, **parameters)``.
+
+    Raises UserError where another version of the library is installed than the one that is asked for.
     """
     attack = catalog.find("attacks", identity.entry)
     if identity.backend == NATIVE:
         found: Callable[..., Any] = attack.load().attack
         return found
+    if (here := f"{identity.library} {installed(identity.library)}") != identity.backend:
+        raise UserError(f"backend {identity.backend} is asked for, but {here} is installed")
     offer = offered(identity.library, attack, identity.parameters, norm)
     notes = [f"{identity.library} {note}" for note in offer.notes]
     if ignored := offer.ignored(identity.parameters):

@@ -83,6 +83,19 @@ def _square(model: nn.Module, images: Tensor, labels: Tensor, question: Question
     return _answer(attack, images, labels)
 
 
+def _deepfool(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given = question.parameters
+    attack = evasion.DeepFool(
+        _classifier(model, images),
+        max_iter=given["steps"],
+        epsilon=given["overshoot"],
+        nb_grads=given["candidates"] + 1,  # the label's own class counts, too
+        batch_size=len(images),
+        verbose=False,
+    )
+    return _answer(attack, images, labels)
+
+
 def _classifier(model: nn.Module, images: Tensor) -> PyTorchClassifier:
     return PyTorchClassifier(
         model,
@@ -101,7 +114,7 @@ def _answer(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
     return torch.from_numpy(found).to(images.device)
 
 
-_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "square": _square}
+_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "deepfool": _deepfool, "square": _square}
 
 ENTRY = BackendEntry(
     name="art",
@@ -131,6 +144,14 @@ ENTRY = BackendEntry(
                 "translated": ("steps", "restarts"),
                 "fixed": {"loss": ("ce", "dlr"), "targets": (0,)},
                 "notes": ("returns the last iterate of APGD",),
+            },
+        ),
+        "deepfool": (
+            {
+                "norms": ("L2",),
+                "translated": ("steps", "overshoot", "candidates"),
+                "lacks": {"box": "clamp", "rounds": 1, "every_candidate": True, "final_search": 0},
+                "notes": ("compares the boundaries to all classes that are among any image's candidates",),
             },
         ),
         "square": (

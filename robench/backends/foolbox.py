@@ -39,6 +39,18 @@ def _pgd(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -
     return restarted(once, model, images, labels, parameters=question.parameters)
 
 
+def _deepfool(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    kinds = {"Linf": foolbox.attacks.LinfDeepFoolAttack, "L2": foolbox.attacks.L2DeepFoolAttack}
+    given = question.parameters
+    attack = kinds[question.threat.norm](
+        steps=given["steps"],
+        candidates=given["candidates"] + 1,  # the label's own class counts, too
+        overshoot=given["overshoot"],
+        loss="logits",
+    )
+    return _answer(attack, model, images, labels, epsilon=None)
+
+
 def _answer(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | None) -> Tensor:
     """Return the images clipped to `epsilon`; None: those of a minimiser, at any distance."""
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
@@ -46,7 +58,7 @@ def _answer(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, *, ep
     return clipped
 
 
-_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd}
+_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "deepfool": _deepfool}
 
 ENTRY = BackendEntry(
     name="foolbox",
@@ -68,6 +80,13 @@ ENTRY = BackendEntry(
                 "norms": ("Linf", "L2"),
                 "translated": ("steps", "step_size", "start"),
                 "fixed": {"loss": ("ce",), "restarts": (1,), "stop_when_broken": (False,)},
+            },
+        ),
+        "deepfool": (
+            {
+                "norms": ("Linf", "L2"),
+                "translated": ("steps", "overshoot", "candidates"),
+                "lacks": {"box": "clamp", "rounds": 1, "every_candidate": True, "final_search": 0},
             },
         ),
     },

@@ -227,3 +227,20 @@ def test_what_the_reference_warns_of_is_noted_and_not_printed(capfd):
     attack(target, images, labels, threat=ThreatModel.parse("Linf@0.1"), random=random, **identity.parameters)
     assert "autoattack warns: there are N points with zero gradient" in target.ledger.notes
     assert capfd.readouterr().err == ""
+
+
+@NORMS
+def test_deepfool_takes_the_same_steps(model, norm):
+    threat = ThreatModel(norm=norm, epsilon="1")
+    paper = {"box": "clamp", "rounds": 1, "every_candidate": True, "final_search": 0}
+    images, labels, own = ask("native", "deepfool", model, threat, **paper)
+    length = distance(own - images, norm)
+    for backend in ("foolbox", "art") if norm == "L2" else ("foolbox",):
+        _, _, found = ask(backend, "deepfool", model, threat, **paper)
+        assert (model(found).argmax(1) != labels).all()
+        # Foolbox lengthens every step by 1e-4.
+        assert torch.allclose(distance(found - images, norm), length, rtol=0.02, atol=3e-4), backend
+    # One other candidate is the class of the second largest logit, whatever is nearest.
+    _, _, few = ask("foolbox", "deepfool", model, threat, candidates=1, **paper)
+    second = model(images).topk(2).indices[:, 1]
+    assert (model(few).argmax(1) == second).all()

@@ -154,6 +154,13 @@ def test_an_absent_library_is_one_line_with_the_remedy(mine, images, monkeypatch
         plan(images)
 
 
+def test_another_version_does_not_answer_in_its_place(mine, images, monkeypatch):
+    spec, _ = plan(images)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.3")
+    with pytest.raises(UserError, match=r"backend mine 1\.2 is asked for, but mine 1\.3 is installed"):
+        backends.attack_of(spec.attack, "Linf")
+
+
 def test_an_unknown_backend_names_what_there_is():
     with pytest.raises(UnknownName, match="native"):
         backends.offers("none")
@@ -174,6 +181,7 @@ def test_the_library_is_asked_with_robenchs_parameters(mine, images):
     assert (question.attack, str(question.threat)) == ("pgd", "Linf@0.05")
     assert question.parameters["restarts"] == 2
     assert question.parameters["steps"] == 10
+    assert set(question.parameters) == set(result.shard.spec.attack.parameters)
     assert result.notes == {
         "mine walks on",
         "mine has no stop_when_broken of pgd, and goes without",
