@@ -164,5 +164,9 @@ ENTRY = AttackEntry(
         "pgd-20": {"steps": 20},
         "pgd-40": {"steps": 40},
         "pgd-100": {"steps": 100},
+        # What papers print as "CW" in L-infinity: PGD on Carlini and Wagner's loss, not their attack.
+        "cw-pgd-20": {"steps": 20, "loss": "margin"},
+        "cw-pgd-40": {"steps": 40, "loss": "margin"},
+        "cw-pgd-100": {"steps": 100, "loss": "margin"},
     },
 )

@@ -208,7 +208,7 @@ class Signs:
     turn: int
     """How often was asked; nobody's next query is an earlier one."""
     candidates: Tensor
-    """The last ones."""
+    """The last ones: what `keep` is about."""
     candidates_signs: Tensor
 
     @classmethod
@@ -225,7 +225,7 @@ class Signs:
 
     def __getitem__(self, rows: Tensor) -> Signs:
         """Return the search of some of the examples."""
-        names = ("rows", "images", "best", "signs", "query", "candidates", "candidates_signs")
+        names = ("rows", "images", "best", "signs", "query")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def points(self) -> Tensor:
@@ -301,7 +301,7 @@ class Windows:
     query: int
     """The next one."""
     candidates: Tensor
-    """The last ones."""
+    """The last ones: what `keep` is about."""
 
     @classmethod
     def begin(cls, images: Tensor, threat: ThreatModel, random: RandomStream, shares: list[float]) -> Windows:
@@ -318,7 +318,7 @@ class Windows:
 
     def __getitem__(self, rows: Tensor) -> Windows:
         """Return the search of some of the examples."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in ("rows", "images", "best", "candidates")})
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("rows", "images", "best")})
 
     def points(self) -> Tensor:
         """Return the best points so far."""

@@ -21,7 +21,7 @@ from robench.cli.options import (
     resolve_device,
 )
 from robench.errors import UserError
-from robench.records import EvalRecord, ModelIdentity, Precision, TransferRecord, TransferSpec
+from robench.records import EvalRecord, EvalSpec, ModelIdentity, Precision, TransferRecord, TransferSpec
 from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
@@ -95,15 +95,22 @@ def transfer(
     names = list(dict.fromkeys([*model, *(source or ())]))
     jobs = evaluating.prepare_together(names, options)
     store = Store(options.workspace.reports)
-    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=json_output)
-    made = [record for job in jobs for record in evaluating.run(job, options, store, how)]
     targets = jobs[: len(dict.fromkeys(model))]
-    found = _classify(targets, jobs, made, options=options, store=store)
+    entries = [
+        TransferSpec(source=spec, target=target.identity) for target in targets for job in jobs for spec in job.specs
+    ]
+    missing = [entry for entry in entries if store.find_transfer(entry) is None]
+    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=json_output)
+    needed = [job for job in jobs if any(entry.source in job.specs for entry in missing)]
+    made = [record for job in needed for record in evaluating.run(job, options, store, how)]
+    if missing:
+        _classify(targets, jobs, made, options=options, store=store)
+    found = [record for entry in entries if (record := store.find_transfer(entry))]
     if json_output:
         print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in found])
         return
     _print_matrices(found)
-    _print_hints(made)
+    _print_hints([spec for job in jobs for spec in job.specs])
     ranking.leaderboard(None, workspace=options.workspace.root)
 
 
@@ -114,12 +121,8 @@ def _classify(
     *,
     options: evaluating.Options,
     store: Store,
-) -> list[TransferRecord]:
-    """Return every target's answer on every source's images; torch is imported only if one is missing."""
-    specs = [TransferSpec(source=record.spec, target=job.identity) for job in targets for record in made]
-    known = [record for record in map(store.find_transfer, specs) if record is not None]
-    if len(known) == len(specs):
-        return known
+) -> None:
+    """Let every target classify the images of the records that were made, and store what it answers."""
     from robench.evaluation.second_look import Bench
     from robench.evaluation.transfer import fill_matrix
     from robench.provenance import provenance
@@ -129,16 +132,16 @@ def _classify(
     def load(identity: ModelIdentity) -> Classifier:
         return evaluating.loaded_model(next(job for job in jobs if job.identity == identity), options)
 
-    return list(
-        fill_matrix(
-            made,
-            [job.identity for job in targets],
-            bench=Bench(load, device),
-            images=jobs[0].images,
-            store=store,
-            provenance=lambda: provenance(device, command_line()),
-        )
+    entries = fill_matrix(
+        made,
+        [job.identity for job in targets],
+        bench=Bench(load, device),
+        images=jobs[0].images,
+        store=store,
+        provenance=lambda: provenance(device, command_line()),
     )
+    for _ in entries:  # each is stored when it is made
+        continue
 
 
 def _print_matrices(found: Sequence[TransferRecord]) -> None:
@@ -159,13 +162,13 @@ def _print_matrices(found: Sequence[TransferRecord]) -> None:
         )
 
 
-def _print_hints(made: Sequence[EvalRecord]) -> None:
+def _print_hints(sources: Sequence[EvalSpec]) -> None:
     """Say what makes a matrix weaker than it could be."""
-    early = {r.spec.attack.title for r in made if r.spec.attack.parameters.get("stop_when_broken")}
+    early = {spec.attack.title for spec in sources if spec.attack.parameters.get("stop_when_broken")}
     for name in sorted(early):
         print(
             f"{name} stops at the first image that fools its source, which rarely fools another model; "
             "add stop_when_broken=false for stronger transfer"
         )
-    if any(r.spec.examples.count < r.spec.examples.split_size for r in made):
+    if any(spec.examples.count < spec.examples.split_size for spec in sources):
         print("not the whole test split: add --all for the number to publish")

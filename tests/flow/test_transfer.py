@@ -57,6 +57,10 @@ def test_one_command_makes_a_matrix_and_adds_a_threat_model(workspace, robench):
     assert status == 0
     assert len(json.loads(out)) == 4
     assert {p: p.stat().st_mtime_ns for p in before} == before, "the second time nothing is computed"
+    saved = workspace / "reports" / "adversarials"
+    saved.rename(saved.with_name("elsewhere"))
+    assert robench(*MATRIX)[0] == 0
+    assert not saved.exists(), "images that nobody needs are not made again"
     status, out, _ = robench(*MATRIX, "--threat", "Linf@0.2")
     assert status == 0
     assert "transfer-digits-linf-average-0.2-pgd-60.html" in out

@@ -211,3 +211,18 @@ def test_finds_on_mnist_what_its_members_find(mnist_pgd):
     assert [bool(name) for name in ledger.broken_by] == broken.tolist()
     assert len(set(ledger.broken_by)) >= 3, "two members or more break something"
     assert ledger.unattributed == (0, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_cuda_device_gives_the_same_verdicts(norm):
+    model, images = small_net(), pictures(30)
+    labels, threat = torch.arange(30) % 5, threat_of(norm, "0.01" if norm == "Linf" else "0.03")
+    verdicts = []
+    for device in ("cpu", "cuda"):
+        there, x, y = model.to(device), images.to(device), labels.to(device)
+        random = RandomStream(7, torch.arange(30, device=device))
+        found = autoattack(there, x, y, threat=threat, random=random, version="plus", steps=5, queries=50)
+        verdicts.append((there(found).argmax(1) != y).cpu())
+    assert torch.equal(*verdicts)

@@ -22,11 +22,12 @@ def threat_of(norm, epsilon):
 
 
 def small_net():
-    return SmallNet(side=6).eval().double().requires_grad_(False)
+    return SmallNet(channels=2, side=6).eval().double().requires_grad_(False)
 
 
 def images_of(count):
-    return pictures(count, (1, 6, 6))
+    """Return images whose box binds."""
+    return 5 * (pictures(count, (2, 6, 6)) - 0.4)
 
 
 def stream(count):
@@ -40,16 +41,17 @@ def margin_of(model, point, label):
 
 
 def search_plainly(model, label, point, propose, queries):
-    """Return the end of Algorithm 1 for one example that asks the model about every candidate."""
-    best, best_margin = point, margin_of(model, point, label)
+    """Return the end of Algorithm 1 for one example, and how many of its points differ from the best before them."""
+    best, best_margin, different = point, margin_of(model, point, label), 1
     for query in range(queries):
         if best_margin > 0:
             break
         candidate = propose(query, best)
+        different += not torch.allclose(candidate, best, atol=1e-12)
         found = margin_of(model, candidate, label)
         if found > best_margin:
             best, best_margin = candidate, found
-    return best
+    return best, different
 
 
 def squares_of(draws, example, query):
@@ -122,7 +124,7 @@ def test_pattern_is_equation_2(side):
     assert torch.allclose(eta(side), pattern_by_formula(side), atol=1e-12)
 
 
-CASES = [("Linf", "0.12", Signs, algorithm_2), ("L2", "0.5", Windows, algorithm_3)]
+CASES = [("Linf", "0.03", Signs, algorithm_2), ("L2", "0.4", Windows, algorithm_3)]
 
 
 @pytest.mark.parametrize(("norm", "epsilon", "kind", "algorithm"), CASES, ids=["Linf", "L2"])
@@ -136,16 +138,18 @@ def test_who_stands_ends_where_the_paper_ends(norm, epsilon, kind, algorithm):
     starts = begun.points().clone()
     stood = model(found).argmax(1) == labels
     assert 4 <= int(stood.sum()) < 10
+    passes, known = ledger.forward_passes, 0
     for i in range(10):
         propose = algorithm(begun.draws, i, images[i], threat.radius)
-        expected = search_plainly(model, int(labels[i]), starts[i], propose, queries)
+        expected, different = search_plainly(model, int(labels[i]), starts[i], propose, queries)
         assert torch.allclose(found[i], expected, atol=1e-12)
-        assert not torch.equal(found[i], starts[i]) or not stood[i]
-    assert (ledger.forward_passes[~stood] < queries).all()
-    if norm == "L2":
-        assert set(ledger.forward_passes[stood].tolist()) == {queries + 1}
+        if norm == "Linf":
+            assert different <= int(passes[i]) <= different + 1
+            known += queries + 1 - different if stood[i] else 0
+    if norm == "Linf":
+        assert known > 0
     else:
-        assert (ledger.forward_passes[stood] < 0.95 * queries).all()
+        assert set(passes[stood].tolist()) == {queries + 1}
     assert int(ledger.backward_passes.sum()) == 0
 
 
@@ -185,7 +189,7 @@ def test_pixels_of_a_square_fill_the_room():
 
 
 def test_linear_models_fall_just_beyond_their_margin():
-    model, images = Linear(3, 36).requires_grad_(False), images_of(20)
+    model, images = Linear(3, 36).requires_grad_(False), pictures(20, (1, 6, 6))
     labels = model(images).argmax(1)
     margins = model.margins(images, labels, "Linf")
     for i in range(0, 20, 4):
@@ -213,6 +217,18 @@ def test_images_of_any_shape_and_colours(norm):
     assert changed.all(), "each channel has its own sign"
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_what_changes_nothing_is_not_kept(norm):
+    """Of equal margins the first stays: a flat model leaves everybody at the start."""
+    model, images = Linear(3, 72).requires_grad_(False), images_of(4)
+    model.weight.zero_()
+    labels, threat = model(images).argmax(1), threat_of(norm, "0.3")
+    found = square(model, images, labels, threat=threat, random=stream(4), queries=30)
+    begin = Signs.begin if norm == "Linf" else Windows.begin
+    start = begin(images, threat, stream(4).at("restart", 0), shares(0.8, 30, 10_000)).points()
+    assert torch.equal(found, start)
+
+
 class NoGradients(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -233,7 +249,7 @@ def test_sees_logits_alone():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_further_queries_and_restarts_never_help_the_defender(norm):
     model, images = small_net(), images_of(40)
-    labels, threat = model(images).argmax(1), threat_of(norm, "0.15" if norm == "Linf" else "0.7")
+    labels, threat = model(images).argmax(1), threat_of(norm, "0.03" if norm == "Linf" else "0.2")
 
     def broken(**more):
         found = square(model, images, labels, threat=threat, random=stream(40), **more)
@@ -250,19 +266,20 @@ def test_top_2_keeps_going_until_the_label_is_third():
     labels, second = model(images).argmax(1), Criterion(2)
     first_only, both = (
         square(
-            model, images, labels, threat=threat_of("Linf", "0.3"), random=stream(20), criterion=criterion, queries=200
+            model, images, labels, threat=threat_of("Linf", "0.1"), random=stream(20), criterion=criterion, queries=200
         )
         for criterion in (TOP_1, second)
     )
     assert second.broken(model(both), labels).sum() > second.broken(model(first_only), labels).sum()
 
 
-def test_accelerators_look_at_intervals_and_get_the_same_answer(monkeypatch):
-    """The branch without looking, on the CPU: rows that fell stay as they fell until they leave."""
-    model, images, labels = small_net(), images_of(12), torch.arange(12) % 5
-    for norm, epsilon in (("Linf", "0.1"), ("L2", "0.4")):
-        supplied = {"threat": threat_of(norm, epsilon), "random": stream(12), "queries": 60}
-        expected = square(model, images, labels, **supplied)
-        with monkeypatch.context() as patch:
-            patch.setattr("robench.attacks.square._queries_between_compactions", lambda device: 7)
-            assert torch.equal(square(model, images, labels, **supplied), expected)
+@pytest.mark.parametrize("queries", [5, 60])
+@pytest.mark.parametrize(("norm", "epsilon"), [("Linf", "0.03"), ("L2", "0.4")])
+def test_accelerators_look_at_intervals_and_get_the_same_answer(monkeypatch, norm, epsilon, queries):
+    """Those that fell, or have no query left, stay as they are until somebody looks."""
+    model, images = small_net(), images_of(12)
+    labels = model(images).argmax(1)
+    supplied = {"threat": threat_of(norm, epsilon), "random": stream(12), "queries": queries}
+    expected = square(model, images, labels, **supplied)
+    monkeypatch.setattr("robench.attacks.square._queries_between_compactions", lambda device: 50)
+    assert torch.equal(square(model, images, labels, **supplied), expected)

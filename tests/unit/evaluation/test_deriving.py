@@ -10,6 +10,7 @@ import torch
 
 from robench.evaluation.campaign import Campaign, Execution
 from robench.evaluation.deriving import at_epsilon, origin_of
+from robench.planning import is_minimum_norm
 from robench.records import Decision
 from robench.store import Store
 from robench.threat_model import ThreatModel
@@ -83,7 +84,8 @@ def test_only_epsilon_may_differ(campaign, spec_of):
     ):
         assert origin_of(other.model_copy(update=change), runs.store) is None, change
     content = other.attack.model_copy(update={"parameters": {"stop_within_epsilon": True}})
-    assert origin_of(other.model_copy(update={"attack": content}), runs.store) is None, "it looks at epsilon"
+    assert is_minimum_norm(other)
+    assert not is_minimum_norm(other.model_copy(update={"attack": content})), "it looks at epsilon"
     (path,) = (runs.store.root / "records").glob("*/*.json")
     path.write_text("{")
     assert origin_of(other, runs.store) is None, "a damaged record implies nothing, and stops nothing"

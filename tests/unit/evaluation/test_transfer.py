@@ -75,6 +75,16 @@ class Laboratory:
         (record,) = runs.answer(planning.plan(request), self.ids)
         return record
 
+    def add(self, name, function):
+        """Replace a model by any function from images to logits."""
+
+        class Anything(torch.nn.Module):
+            def forward(self, images):
+                return function(images)
+
+        classifier = Classifier(Anything().eval(), input_shape=(1, 4, 4), num_classes=5)
+        self.models = {**self.models, name: classifier}
+
     def matrix(self, sources, targets=NAMES):
         def load(identity):
             self.loaded.append(identity.id)
@@ -180,18 +190,27 @@ def test_images_without_those_of_misclassified_examples_are_no_transfer(laborato
         laboratory.matrix([source])
 
 
-def test_a_target_that_gives_nan_has_no_entry(laboratory, monkeypatch):
+def touched(images):
+    """Tell of each image, `(N, 1)`, whether something was done to it: a file has whole grey levels only."""
+    away = (images * 255 - (images * 255).round()).abs() > 0.01
+    return away.flatten(1).any(1)[:, None]
+
+
+def test_who_is_wrong_without_an_attack_is_not_robust_by_luck(laboratory):
     source = laboratory.attacked("a")
-    whole = laboratory.models["b"]
+    always = torch.nn.functional.one_hot(torch.tensor([0, 1]), 5).double()
+    laboratory.add("b", lambda images: torch.where(touched(images), always[0], always[1]))
+    (record,) = laboratory.matrix([source], ["b"]).values()
+    rows = laboratory.store.outcomes(record)
+    lucky = (rows["clean_rank"] > 0) & (rows["adversarial_rank"] == 0)
+    assert lucky.sum() > 20
+    assert (record.robust.successes, rows["robust"].sum()) == (0, 0)
 
-    class Brittle(torch.nn.Module):
-        def forward(self, images):
-            logits = whole.network(images)
-            # Only where something was done to the image: eighths of a grey level do not occur in files.
-            return torch.where(((images * 255).frac() > 0.01).flatten(1).any(1)[:, None], torch.nan, logits)
 
-    broken = Classifier(Brittle().eval(), input_shape=(1, 4, 4), num_classes=5)
-    laboratory.models = {**laboratory.models, "b": broken}
+def test_a_target_that_gives_nan_has_no_entry(laboratory):
+    source = laboratory.attacked("a")
+    network = laboratory.models["b"].network
+    laboratory.add("b", lambda images: torch.where(touched(images), torch.nan, network(images)))
     with pytest.raises(EvaluationFailed, match=r"b on images of a: .*NaN"):
         laboratory.matrix([source], ["b"])
 
