@@ -1,10 +1,10 @@
 """What DeepFool and FAB have in common: examples on their way, and the boundary that the gradients there tell of.
 
 Between the label y and another class c the decision changes where `logit_c - logit_y` is zero. At a point that function
-is taken for linear, so its boundary is a hyperplane as far away as what is missing over the dual norm of the gradient
+is taken for linear, so its boundary is a hyperplane as far away as its value over the dual norm of its gradient
 (DeepFool, arXiv:1511.04599, equations (6) and (8)). Gradients to all classes at every step are what makes these attacks
-slow elsewhere. How steep a class is changes slowly, so here it is remembered, and a gradient is computed only while a
-class whose steepness is old may be nearer than the nearest one whose gradient is new: mostly one gradient a step.
+slow elsewhere. Here it is remembered how steep the classes are, compared with each other, and a gradient is computed
+only while a class that was not looked at here may be nearer than the nearest one that was: mostly one a step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from robench.losses import Criterion
 from robench.lp_geometry import distance, per_example
 from robench.target import narrowed
+
+#: Of the factor by which the slopes of classes that are not looked at are believed to change: never to fall, so that a
+#: class is sooner looked at in vain than forgotten.
+_GROWTH = (1.0, 1e3)
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,20 @@ class Nearest:
         self.last[run.rows] = last
 
 
-def nearest_boundary(run: Run, *, norm: str, criterion: Criterion, every: bool) -> Boundary:
+def nearest_boundary(
+    run: Run, *, norm: str, criterion: Criterion, every: bool = False, either_side: bool = False
+) -> Boundary:
     """Return the boundary that is nearest to each point of `run`, in the threat's norm and without the box.
 
-    Under top-k it is the k-th nearest one, behind which k classes come before the label: on either side of the boundary
-    of what counts as broken this is the one to cross.
+    Distances have a sign: of boundaries that were crossed the one that lies farthest behind, which is the last to be
+    crossed on the way back. Under top-k it is the k-th one in this order: behind it k classes come before the label.
 
     Args:
         run: its candidates' slopes are updated; there must be at least k of them.
         norm: `Linf` or `L2`.
         criterion: says k.
         every: compute the gradients of all candidates anew.
+        either_side: under top-1, the nearest by the distance without its sign.
     """
     classes, slopes = run.candidates.classes, run.candidates.slopes
     if every:
@@ -129,14 +136,13 @@ def nearest_boundary(run: Run, *, norm: str, criterion: Criterion, every: bool) 
     fresh = torch.zeros_like(gaps, dtype=torch.bool)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     while True:
-        chosen = _chosen(gaps, slopes, criterion.top_k)
+        chosen = _chosen(gaps.abs() if either_side and criterion.top_k == 1 else gaps, slopes, criterion.top_k)
         rows = (~fresh.gather(1, chosen[:, None])).squeeze(1).nonzero().squeeze(1)
         if len(rows) == 0:
             break
         position = chosen[rows]
         gradient = _gradients(run, points, logits, rows=rows, classes=classes[rows, position])
-        slopes[rows, position] = _dual_norm(gradient, norm).to(slopes.dtype)
-        fresh[rows, position] = True
+        _learn((slopes, fresh), rows, position, _dual_norm(gradient, norm))
         found.append((rows, position, gradient))
     normal = torch.zeros_like(points)
     for rows, position, gradient in found:
@@ -163,12 +169,23 @@ def boundary_to(run: Run, targets: Tensor, criterion: Criterion) -> Boundary:
 
 def _chosen(gaps: Tensor, slopes: Tensor, top_k: int) -> Tensor:
     """Return `(N,)` which candidate to look at: one never looked at, else the k-th nearest as far as is known."""
-    tiny = torch.finfo(gaps.dtype).tiny
-    estimate = torch.where(slopes < 0, -torch.inf, gaps / slopes.clamp_min(tiny))
-    least, nearest = estimate.min(dim=1)
-    if top_k == 1:
-        return nearest
-    return torch.where(least == -torch.inf, nearest, estimate.kthvalue(top_k, dim=1).indices)
+    unknown = slopes < 0
+    away = gaps / slopes.clamp_min(torch.finfo(gaps.dtype).tiny)
+    return torch.where(unknown.any(1), unknown.int().argmax(1), away.kthvalue(top_k, dim=1).indices)
+
+
+def _learn(known: tuple[Tensor, Tensor], rows: Tensor, position: Tensor, slope: Tensor) -> None:
+    """Note in `known`, slopes and which of them are fresh, a new slope for each of `rows`.
+
+    The old slopes grow by as much: gradients to all classes rise and fall together.
+    """
+    slopes, fresh = known
+    before = slopes[rows, position]
+    growth = torch.where((before > 0) & (slope > 0), slope / before, 1.0).clamp(*_GROWTH)
+    old = ~fresh[rows] & (slopes[rows] > 0)
+    slopes[rows] *= torch.where(old, growth[:, None], 1.0)
+    slopes[rows, position] = slope
+    fresh[rows, position] = True
 
 
 def _gradients(run: Run, points: Tensor, logits: Tensor, *, rows: Tensor, classes: Tensor) -> Tensor:

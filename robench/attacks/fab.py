@@ -70,7 +70,8 @@ def fab(
         bias: largest weight of the image's own projection (alpha_max of the paper).
         extrapolation: how far the projections are overshot, as a factor (eta).
         step_back: whoever is beyond the boundary keeps this share of its distance to the image (beta).
-        linearize: where the step before `arrived`, or where the next one is `departing` (the paper).
+        linearize: where the step before `arrived`, or where the next one is `departing` (the paper). Of the boundaries
+            at a point beyond some, the first looks at the last one on the way back, the second at the nearest.
         every_candidate: compute the gradients of all candidates at every step (the paper), instead of those which may
             be nearest by how steep they were when last looked at.
         final_search: points tried between what was found and the image at the end.
@@ -144,7 +145,13 @@ class _Search:
     def boundary(self, run: Run) -> Boundary:
         """Return the boundary to step to, linearised where the examples are."""
         if self.goal is None:
-            return nearest_boundary(run, norm=self.norm, criterion=self.criterion, every=self.every_candidate)
+            return nearest_boundary(
+                run,
+                norm=self.norm,
+                criterion=self.criterion,
+                every=self.every_candidate,
+                either_side=self.linearize == "departing",
+            )
         return boundary_to(run, run.candidates.classes[:, self.goal], self.criterion)
 
     def departing(self, run: Run, logits: Tensor, nearest: Nearest) -> Run:
