@@ -180,7 +180,8 @@ def test_charges_every_pass_to_its_example(plugin, norm):
     run(plugin, Target(model, ledger), images, labels, threat_of(norm, "0.05"))
     assert ledger.unattributed == (0, 0), "use narrowed(model, rows) where examples leave"
     assert int(ledger.forward_passes.sum()) == sum(counted)
-    assert (ledger.backward_passes <= ledger.forward_passes).all()
+    # From one forward pass the gradients to each of the four other classes may be taken.
+    assert (ledger.backward_passes <= 4 * ledger.forward_passes).all()
 
 
 @each_minimum_norm_attack
