@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robench.attacks._line_search import nearest_on_segment
 from robench.losses import Criterion
 from robench.lp_geometry import distance, per_example
 from robench.target import narrowed
@@ -21,6 +22,9 @@ from robench.target import narrowed
 #: Of the factor by which the slopes of classes that are not looked at are believed to change: never to fall, so that a
 #: class is sooner looked at in vain than forgotten.
 _GROWTH = (1.0, 1e3)
+
+#: Logits of the same image differ by less than this share of the largest from one batch to another.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,25 @@ class Nearest:
         self.images[run.rows] = torch.where(per_example(nearer, run.points), run.points, self.images[run.rows])
         self.distance[run.rows] = torch.where(nearer, last, self.distance[run.rows])
         self.last[run.rows] = last
+
+    def search_lines(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, criterion: Criterion, enough: float, evaluations: int
+    ) -> None:
+        """Search the lines from what was found, and is farther than `enough`, to the images for something nearer."""
+        rows = (self.distance.isfinite() & (self.distance > enough)).nonzero().squeeze(1)
+        self.images[rows] = nearest_on_segment(
+            narrowed(model, rows),
+            images[rows],
+            self.images[rows],
+            labels[rows],
+            criterion=criterion,
+            evaluations=evaluations,
+        )
+
+
+def surely_broken(logits: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
+    """Return `(N,)` who is broken by more than rounding, which another batch or the plain model may undo."""
+    return criterion.margin(logits, labels) > _ROUNDING * logits.abs().amax(1)
 
 
 def nearest_boundary(

@@ -41,16 +41,18 @@ def nearest_on_segment(
     needed = -_SAFETY * low_margin
     low_margin, high_margin = low_margin - needed, criterion.margin(model(found), labels) - needed
     low, high = torch.zeros_like(low_margin), torch.ones_like(low_margin)
+    stayed = torch.zeros((2, *low.shape), dtype=torch.bool, device=low.device)
     for _ in range(evaluations):
         share = (low_margin / (low_margin - high_margin).clamp_max(-torch.finfo(low.dtype).tiny)).nan_to_num(0.5)
-        share = (share + _BEYOND * (1 - share)).clamp(0.1, 0.95)
+        share = (share + _BEYOND * (1 - share)).clamp(0.1, 1.0)
         tried = low + share * (high - low)
         margin = criterion.margin(model(_between(images, found, tried)), labels) - needed
         broken = margin >= 0
-        # An end that stays counts half (the Illinois rule), or it would stay for ever where the margin is curved.
-        low_margin = torch.where(broken, low_margin / 2, margin)
-        high_margin = torch.where(broken, margin, high_margin / 2)
+        # An end that stays a second time counts half (the Illinois rule): where the margin is curved it would for ever.
+        low_margin = torch.where(broken, torch.where(stayed[0], low_margin / 2, low_margin), margin)
+        high_margin = torch.where(broken, margin, torch.where(stayed[1], high_margin / 2, high_margin))
         low, high = torch.where(broken, low, tried), torch.where(broken, tried, high)
+        stayed = torch.stack([broken, ~broken])
     return _between(images, found, high)
 
 

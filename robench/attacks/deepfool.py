@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._boundaries import Candidates, Nearest, Run, nearest_boundary
-from robench.attacks._line_search import nearest_on_segment
+from robench.attacks._boundaries import Candidates, Nearest, Run, nearest_boundary, surely_broken
 from robench.catalog import AttackEntry, NonNegativeFloat, NonNegativeInt, PositiveInt
 from robench.losses import TOP_1, Criterion
-from robench.lp_geometry import distance, per_example, project_onto_hyperplane, steepest
+from robench.lp_geometry import per_example, project_onto_hyperplane, steepest
 from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
@@ -73,52 +72,47 @@ def deepfool(
     nearest, images = Nearest.to(images), images.detach()
     if criterion.top_k >= logits.shape[1]:
         return nearest.images
-    everyone = torch.arange(len(images), device=images.device)
+    nearest.distance[criterion.broken(logits, labels)] = 0.0
+    rows = (nearest.distance > 0).nonzero().squeeze(1)
     others = Candidates.nearest(logits, labels, max(candidates, criterion.top_k))
-    run = Run(everyone, images, images, labels, others, model)
+    run = Run(rows, images[rows], images[rows], labels[rows], others[rows], narrowed(model, rows))
     ended, in_vain = torch.zeros_like(labels), torch.zeros_like(labels)
-    for step in range(steps + 1):
-        boundary = nearest_boundary(run, norm=threat.norm, criterion=criterion, every=every_candidate)
-        broken = criterion.broken(boundary.logits, run.labels)
+    for step in range(steps + 1 if len(rows) else 0):
+        boundary = nearest_boundary(run, norm=threat.norm, criterion=criterion, every=every_candidate, either_side=True)
+        broken = surely_broken(boundary.logits, run.labels, criterion)
         nearest.keep(run, broken, threat.norm)
-        length = nearest.last[run.rows]
         ended[run.rows] += broken.long()
-        in_vain[run.rows] += (broken & (length > nearest.distance[run.rows])).long()
-        # An image that is broken as it is has length zero.
-        goes_on = (ended[run.rows] < rounds) & (in_vain[run.rows] < _ROUNDS_IN_VAIN) & (length > 0)
+        in_vain[run.rows] += (broken & (nearest.last > nearest.distance)[run.rows]).long()
+        goes_on = (ended[run.rows] < rounds) & (in_vain[run.rows] < _ROUNDS_IN_VAIN)
         # Looking makes an accelerator's host wait, but so does choosing boundaries, at every step anyway.
         keep = (~broken | goes_on).nonzero().squeeze(1)
         if step == steps or len(keep) == 0:
             break
         begin = torch.where(per_example(broken, run.points), (run.points + run.images) / 2, run.points)
         # The linearisation holds all along the line.
-        gap = boundary.gap + (boundary.normal * (run.points - begin)).flatten(1).sum(1)
+        gap = boundary.gap + _inner(boundary.normal, run.points - begin)
+        # Who stands is to cross, even where rounding already has it behind the boundary.
+        gap = torch.where(broken, gap, gap.clamp_min(0))
         way = _way(begin, boundary.normal, gap, threat.norm, aware=box == "aware")
         run = run.at((begin + (1 + overshoot) * way).clamp(0.0, 1.0))
         run = run[keep] if len(keep) < len(run.rows) else run
-    rows = (nearest.distance.isfinite() & (nearest.distance > 0)).nonzero().squeeze(1)
-    found = nearest_on_segment(
-        narrowed(model, rows),
-        images[rows],
-        nearest.images[rows],
-        labels[rows],
-        criterion=criterion,
-        evaluations=final_search,
-    )
-    nearest.images[rows] = found
+    nearest.search_lines(model, images, labels, criterion=criterion, enough=0.0, evaluations=final_search)
     return nearest.images
 
 
 def _way(points: Tensor, normal: Tensor, gap: Tensor, norm: str, *, aware: bool) -> Tensor:
     """Return the shortest way to the boundary, in the box or not."""
+    direction = steepest(normal, norm)
+    slope = _inner(direction, normal)
+    shortest = _SHORTEST_STEP * slope
+    gap = torch.where(gap >= 0, torch.maximum(gap, shortest), torch.minimum(gap, -shortest))
     if aware:
-        way = project_onto_hyperplane(points, normal, gap, norm) - points
-    else:
-        direction = steepest(normal, norm)
-        slope = (direction * normal).flatten(1).sum(1)
-        way = direction * per_example(gap / torch.where(slope > 0, slope, 1.0), direction)
-    length = distance(way, norm)
-    return way * per_example(torch.where(length > 0, length.clamp_min(_SHORTEST_STEP) / length, 1.0), way)
+        return project_onto_hyperplane(points, normal, gap, norm) - points
+    return direction * per_example(gap / torch.where(slope > 0, slope, 1.0), direction)
+
+
+def _inner(normal: Tensor, difference: Tensor) -> Tensor:
+    return (normal * difference).flatten(1).sum(1)
 
 
 ENTRY = AttackEntry(

@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._boundaries import Boundary, Candidates, Nearest, Run, boundary_to, nearest_boundary
-from robench.attacks._line_search import nearest_on_segment
+from robench.attacks._boundaries import Boundary, Candidates, Nearest, Run, boundary_to, nearest_boundary, surely_broken
 from robench.catalog import AttackEntry, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import distance, per_example, project_onto_hyperplane, steepest
@@ -109,19 +108,10 @@ def fab(
                 points = _random_point(points, radius, threat.norm, stream)
             run = Run(rows, points, images[rows], labels[rows], others[rows], narrowed(model, rows))
             _walk(run, nearest, replace(search, goal=goal))
-    rows = (nearest.distance.isfinite() & (nearest.distance > search.enough)).nonzero().squeeze(1)
-    found = nearest_on_segment(
-        narrowed(model, rows),
-        images[rows],
-        nearest.images[rows],
-        labels[rows],
-        criterion=criterion,
-        evaluations=final_search,
-    )
+    nearest.search_lines(model, images, labels, criterion=criterion, enough=search.enough, evaluations=final_search)
     if stop_within_epsilon:
-        near = distance(found - images[rows], threat.norm) <= search.enough
-        found = torch.where(per_example(near, found), found, images[rows])
-    nearest.images[rows] = found
+        near = distance(nearest.images - images, threat.norm) <= search.enough
+        return torch.where(per_example(near, images), nearest.images, images)
     return nearest.images
 
 
@@ -156,7 +146,7 @@ class _Search:
 
     def departing(self, run: Run, logits: Tensor, nearest: Nearest) -> Run:
         """Remember who is beyond the boundary, and step back from there; algorithm 1, lines 8 to 13."""
-        broken = self.criterion.broken(logits, run.labels)
+        broken = surely_broken(logits, run.labels, self.criterion)
         nearest.keep(run, broken, self.norm)
         back = run.images + self.step_back * (run.points - run.images)
         return run.at(torch.where(per_example(broken, back), back, run.points))
