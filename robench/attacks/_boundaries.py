@@ -23,6 +23,10 @@ from robench.target import narrowed
 #: class is sooner looked at in vain than forgotten.
 _GROWTH = (1.0, 1e3)
 
+#: In the threat's norm. In float32 an example whose remaining way is below the spacing of its pixels would stand before
+#: the boundary for ever.
+_SHORTEST_STEP = 1e-4
+
 #: Logits of the same image differ by less than this share of the largest from one batch to another.
 _ROUNDING = 1e-5
 
@@ -127,6 +131,12 @@ class Nearest:
             criterion=criterion,
             evaluations=evaluations,
         )
+
+
+def gap_to_cross(gap: Tensor, normal: Tensor, standing: Tensor, norm: str) -> Tensor:
+    """Return `gap`, and for those who stand at least what the shortest step gains, wherever rounding has them."""
+    shortest = _SHORTEST_STEP * _dual_norm(normal, norm)
+    return torch.where(standing, torch.maximum(gap, shortest), gap)
 
 
 def surely_broken(logits: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:

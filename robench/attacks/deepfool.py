@@ -7,17 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._boundaries import Candidates, Nearest, Run, nearest_boundary, surely_broken
+from robench.attacks._boundaries import Candidates, Nearest, Run, gap_to_cross, nearest_boundary, surely_broken
 from robench.catalog import AttackEntry, NonNegativeFloat, NonNegativeInt, PositiveInt
 from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import per_example, project_onto_hyperplane, steepest
 from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
-
-#: No step is shorter, in the threat's norm: in float32 an example whose remaining way is below the spacing of its
-#: pixels would stand before the boundary for ever.
-_SHORTEST_STEP = 1e-4
 
 #: An example leaves after so many rounds that ended farther from the image than one before.
 _ROUNDS_IN_VAIN = 2
@@ -91,8 +87,7 @@ def deepfool(
         begin = torch.where(per_example(broken, run.points), (run.points + run.images) / 2, run.points)
         # The linearisation holds all along the line.
         gap = boundary.gap + _inner(boundary.normal, run.points - begin)
-        # Who stands is to cross, even where rounding already has it behind the boundary.
-        gap = torch.where(broken, gap, gap.clamp_min(0))
+        gap = gap_to_cross(gap, boundary.normal, ~broken, threat.norm)
         way = _way(begin, boundary.normal, gap, threat.norm, aware=box == "aware")
         run = run.at((begin + (1 + overshoot) * way).clamp(0.0, 1.0))
         run = run[keep] if len(keep) < len(run.rows) else run
@@ -102,12 +97,10 @@ def deepfool(
 
 def _way(points: Tensor, normal: Tensor, gap: Tensor, norm: str, *, aware: bool) -> Tensor:
     """Return the shortest way to the boundary, in the box or not."""
-    direction = steepest(normal, norm)
-    slope = _inner(direction, normal)
-    shortest = _SHORTEST_STEP * slope
-    gap = torch.where(gap >= 0, torch.maximum(gap, shortest), torch.minimum(gap, -shortest))
     if aware:
         return project_onto_hyperplane(points, normal, gap, norm) - points
+    direction = steepest(normal, norm)
+    slope = _inner(direction, normal)
     return direction * per_example(gap / torch.where(slope > 0, slope, 1.0), direction)
 
 

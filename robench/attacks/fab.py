@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._boundaries import Boundary, Candidates, Nearest, Run, boundary_to, nearest_boundary, surely_broken
+from robench.attacks._boundaries import (
+    Boundary,
+    Candidates,
+    Nearest,
+    Run,
+    boundary_to,
+    gap_to_cross,
+    nearest_boundary,
+    surely_broken,
+)
 from robench.catalog import AttackEntry, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import distance, per_example, project_onto_hyperplane, steepest
@@ -144,12 +153,15 @@ class _Search:
             )
         return boundary_to(run, run.candidates.classes[:, self.goal], self.criterion)
 
-    def departing(self, run: Run, logits: Tensor, nearest: Nearest) -> Run:
-        """Remember who is beyond the boundary, and step back from there; algorithm 1, lines 8 to 13."""
+    def departing(self, run: Run, logits: Tensor, nearest: Nearest) -> tuple[Run, Tensor]:
+        """Remember who is beyond the boundary, and step back from there; algorithm 1, lines 8 to 13.
+
+        Return where everybody is then, and who stood.
+        """
         broken = surely_broken(logits, run.labels, self.criterion)
         nearest.keep(run, broken, self.norm)
         back = run.images + self.step_back * (run.points - run.images)
-        return run.at(torch.where(per_example(broken, back), back, run.points))
+        return run.at(torch.where(per_example(broken, back), back, run.points)), ~broken
 
     def step(self, run: Run, normal: Tensor, gap: Tensor) -> Run:
         """Go to the next points: equations (8) to (10), with the extrapolation and the box of algorithm 1."""
@@ -171,13 +183,14 @@ def _walk(run: Run, nearest: Nearest, search: _Search) -> None:
     for step in range(search.steps):
         if search.linearize == "arrived":
             boundary = search.boundary(run)
-            departing = search.departing(run, boundary.logits, nearest)
+            departing, stood = search.departing(run, boundary.logits, nearest)
             # The linearisation holds all along the line.
             gap = boundary.gap + _inner(boundary.normal, run.points - departing.points)
         else:
-            departing = search.departing(run, _logits(run), nearest)
+            departing, stood = search.departing(run, _logits(run), nearest)
             boundary = search.boundary(departing)
             gap = boundary.gap
+        gap = gap_to_cross(gap, boundary.normal, stood, search.norm)
         run = search.step(departing, boundary.normal, gap)
         if search.enough and step % interval == 0:
             keep = (nearest.distance[run.rows] > search.enough).nonzero().squeeze(1)

@@ -221,7 +221,7 @@ def test_step_is_the_projection_in_the_box(norm):
     assert torch.allclose(length, exact, rtol=2e-3)
 
 
-#: A twentieth above the medians of 50 images when this was written. For the first hundred the best of foolbox 3.3.4, ART
+#: A twentieth above the medians of 50 images when this was written. Of the first 100 the best of foolbox 3.3.4, ART
 #: 1.20.1 and torchattacks 3.5.1 come to 4.66, 0.84, 2.03, 0.181.
 MEDIANS = {
     ("mnist-pgd", "L2"): 2.33,
