@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from robench.attacks.fab import fab
 from robench.checkpoints import load_model
@@ -36,6 +37,16 @@ def linear_problem(classes=5, count=24):
     model = Linear(classes, 16).requires_grad_(False)
     images = pictures(count)
     return model, images, model(images).argmax(1)
+
+
+class Spiked(nn.Module):
+    """Two pixels. The gradient at (0.3, 0.3) shows a far boundary; a nearer spike is seen from close by alone."""
+
+    def forward(self, images):
+        pixels = images.flatten(1)
+        far = pixels.sum(1) - 1.6
+        spike = 5 - 50 * (pixels - torch.tensor([0.18, 0.42], dtype=pixels.dtype)).norm(dim=1)
+        return torch.stack([torch.zeros_like(far), torch.maximum(far, spike)], dim=1)
 
 
 def nearest_on_plane(point, normal, gain, norm):
@@ -160,20 +171,23 @@ def test_is_content_with_epsilon_when_asked(norm, targets):
 
 
 @both_norms
-@pytest.mark.parametrize("targets", [0, 2])
-def test_more_restarts_never_lead_farther_away_and_know_no_epsilon(norm, targets):
-    model, images, labels = small_problem(20)
-    settings = {"steps": 5, "targets": targets, "final_search": 0}
+@pytest.mark.parametrize("targets", [0, 1])
+def test_restarts_find_what_the_image_does_not_see_and_know_no_epsilon(norm, targets):
+    images = torch.full((30, 1, 1, 2), 0.3, dtype=torch.float64)
+    labels, settings = torch.zeros(30, dtype=torch.int64), {"steps": 10, "targets": targets, "final_search": 0}
 
-    def answer(**changes):
-        return attacked(model, images, labels, norm, **{**settings, **changes})
+    def length(**changes):
+        found = attacked(Spiked(), images, labels, norm, **{**settings, **changes})
+        assert (Spiked()(found).argmax(1) == 1).all()
+        return distance(found - images, norm)
 
-    lengths = [distance(answer(restarts=restarts) - images, norm) for restarts in (1, 2, 4)]
-    assert (lengths[1] <= lengths[0] + 1e-12).all()
-    assert (lengths[2] <= lengths[1] + 1e-12).all()
-    assert (lengths[2] < lengths[0]).any()
-    assert torch.equal(answer(restarts=3, epsilon="0.01"), answer(restarts=3, epsilon="0.9"))
-    assert not torch.equal(answer(restarts=3), answer(restarts=3, seed=1))
+    lengths = [length(restarts=restarts) for restarts in (1, 2, 6)]
+    assert (lengths[0] > 0.49).all()
+    assert (lengths[1] <= lengths[0]).all()
+    assert (lengths[2] <= lengths[1]).all()
+    assert 0 < (lengths[1] < 0.2).sum() < (lengths[2] < 0.2).sum()
+    assert torch.equal(length(restarts=3, epsilon="0.01"), length(restarts=3, epsilon="0.9"))
+    assert not torch.equal(length(restarts=3), length(restarts=3, seed=1))
 
 
 @both_norms
@@ -263,7 +277,14 @@ def test_nothing_is_found_where_every_class_may_come_first():
     assert torch.equal(attacked(model, images, labels, "L2", criterion=Criterion(5), steps=3), images)
 
 
-MEDIANS: dict[tuple[str, str], float] = {}
+#: A twentieth above the medians of 50 images when this was written. Of the first 100 the reference, pyautoattack 0.2.0,
+#: comes to 1.49, 0.361, 1.38, 0.136 in 100 steps of nine gradients each.
+MEDIANS = {
+    ("mnist-pgd", "L2"): 1.97,
+    ("mnist-pgd", "Linf"): 0.423,
+    ("mnist-standard", "L2"): 1.42,
+    ("mnist-standard", "Linf"): 0.143,
+}
 
 
 @pytest.mark.data
