@@ -100,7 +100,7 @@ ENTRY = BackendEntry(
                 "norms": ("L2",),
                 "translated": ("steps", "gamma", "start_norm"),
                 "fixed": {"loss": ("ce",)},
-                "lacks": {"bisections": 0},
+                "lacks": {"final_search": 0},
             },
         ),
     },

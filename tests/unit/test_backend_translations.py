@@ -249,7 +249,7 @@ def test_deepfool_takes_the_same_steps(model, norm):
 @pytest.mark.skipif("ddn" not in catalog.plugins("attacks"), reason="robench has no DDN of its own yet")
 def test_ddn_walks_as_the_paper_has_it(model):
     threat = ThreatModel.parse("L2@1")
-    settings = {"steps": 40, "gamma": 0.1, "start_norm": 0.2, "bisections": 0}
+    settings = {"steps": 40, "gamma": 0.1, "start_norm": 0.2, "final_search": 0}
     images, labels, own = ask("native", "ddn", model, threat, **settings)
     _, _, found = ask("foolbox", "ddn", model, threat, **settings)
     assert (model(found).argmax(1) != labels).all()
