@@ -44,7 +44,7 @@ def adapted(backend, attack, norm, **overrides):
 NEED_MORE_CLASSES = {"autoattack": ("autoattack",)}
 
 #: What makes a search short, where the attack has it.
-CHEAP = {"queries": 200, "rounds": 3, "constant": 1.0}
+CHEAP = {"queries": 200, "rounds": 6}
 #: Who searches at random and briefly needs a ball so many times larger than the margin.
 REACH = {"square": 0.3}
 
