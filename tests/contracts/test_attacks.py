@@ -180,7 +180,7 @@ def test_charges_every_pass_to_its_example(plugin, norm):
     run(plugin, Target(model, ledger), images, labels, threat_of(norm, "0.05"))
     assert ledger.unattributed == (0, 0), "use narrowed(model, rows) where examples leave"
     assert int(ledger.forward_passes.sum()) == sum(counted)
-    assert (ledger.backward_passes <= ledger.forward_passes).all()
+    assert ((ledger.backward_passes > 0) <= (ledger.forward_passes > 0)).all()
 
 
 @each_minimum_norm_attack
