@@ -74,6 +74,8 @@ class Report:
     """One attack on one model."""
 
     attack: str
+    others: str
+    """What the other libraries were asked: the same, unless robench's defaults say nothing to them."""
     model: str
     threat: str
     images: int

@@ -96,6 +96,21 @@ def _deepfool(model: nn.Module, images: Tensor, labels: Tensor, question: Questi
     return _answer(attack, images, labels)
 
 
+def _cw(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given = question.parameters
+    chosen = {"learning_rate": given["step_size"], "initial_const": given["constant"]}
+    attack = evasion.CarliniL2Method(
+        _classifier(model, images),
+        binary_search_steps=given["rounds"],
+        max_iter=given["steps"],
+        confidence=given["confidence"],
+        batch_size=len(images),
+        verbose=False,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    return _answer(attack, images, labels)
+
+
 def _classifier(model: nn.Module, images: Tensor) -> PyTorchClassifier:
     return PyTorchClassifier(
         model,
@@ -114,7 +129,7 @@ def _answer(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
     return torch.from_numpy(found).to(images.device)
 
 
-_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "deepfool": _deepfool, "square": _square}
+_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "deepfool": _deepfool, "cw-l2": _cw, "square": _square}
 
 ENTRY = BackendEntry(
     name="art",
@@ -152,6 +167,17 @@ ENTRY = BackendEntry(
                 "translated": ("steps", "overshoot", "candidates"),
                 "lacks": {"box": "clamp", "rounds": 1, "every_candidate": True, "final_search": 0},
                 "notes": ("compares the boundaries to all classes that are among any image's candidates",),
+            },
+        ),
+        "cw-l2": (
+            {
+                "norms": ("L2",),
+                "translated": ("rounds", "steps", "step_size", "constant", "confidence"),
+                "lacks": {"variable": "tanh", "final_search": 0},
+                "notes": (
+                    "takes a step size and a first constant of its own where none are given",
+                    "searches a line at every step instead of Adam's step",
+                ),
             },
         ),
         "square": (

@@ -230,7 +230,7 @@ def test_interrupted_evaluation_goes_on(workspace, robench, start):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "the same command goes on" in err
     assert "Traceback" not in err
     (row,) = json.loads(robench(*arguments, "--dry-run", "--json")[1])

@@ -112,7 +112,16 @@ def standing(seconds, broken=50, median=None):
 
 def report(own, others, *, minimum_norm=False, ideal=None):
     return Report(
-        "some", "lenet5", "L2@1", 100, minimum_norm, None, ideal, {"robench": own, "robench, again": own, **others}, {}
+        attack="some",
+        others="some",
+        model="lenet5",
+        threat="L2@1",
+        images=100,
+        minimum_norm=minimum_norm,
+        passes=None,
+        ideal=ideal,
+        results={"robench": own, "robench, again": own, **others},
+        not_offered={},
     )
 
 

@@ -246,11 +246,33 @@ def test_deepfool_takes_the_same_steps(model, norm):
     assert (model(few).argmax(1) == second).all()
 
 
-@pytest.mark.skipif("ddn" not in catalog.plugins("attacks"), reason="robench has no DDN of its own yet")
 def test_ddn_walks_as_the_paper_has_it(model):
     threat = ThreatModel.parse("L2@1")
-    settings = {"steps": 40, "gamma": 0.1, "start_norm": 0.2, "bisections": 0}
+    settings = {"steps": 40, "gamma": 0.1, "start_norm": 0.2, "final_search": 0}
     images, labels, own = ask("native", "ddn", model, threat, **settings)
     _, _, found = ask("foolbox", "ddn", model, threat, **settings)
     assert (model(found).argmax(1) != labels).all()
     assert torch.allclose(distance(found - images, "L2"), distance(own - images, "L2"), rtol=0.02)
+
+
+@GRADIENT_LIBRARIES
+def test_cw_comes_as_near_when_it_is_told_how(model, backend):
+    threat = ThreatModel.parse("L2@1")
+    told_how = {"rounds": 8, "steps": 80, "step_size": 0.02, "constant": 0.1}
+    images, labels, own = ask("native", "cw-l2", model, threat)
+    _, _, found = ask(backend, "cw-l2", model, threat, **told_how)
+    broken = model(found).argmax(1) != labels
+    assert broken.float().mean() > 0.7
+    ratio = distance(found - images, "L2")[broken] / distance(own - images, "L2")[broken]
+    assert 0.97 < ratio.median() < 1.2
+
+
+def test_confidence_leaves_the_boundary_behind(model):
+    threat = ThreatModel.parse("L2@1")
+    told_how = {"rounds": 6, "steps": 60, "step_size": 0.02, "constant": 1.0, "confidence": 1.0}
+    _, labels, found = ask("foolbox", "cw-l2", model, threat, **told_how)
+    logits = model(found)
+    broken = logits.argmax(1) != labels
+    assert broken.any()
+    gap = logits.amax(1) - logits.gather(1, labels[:, None])[:, 0]
+    assert (gap[broken] >= 1.0 - 1e-4).all()
