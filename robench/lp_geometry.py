@@ -5,6 +5,8 @@ All functions take a batch `(N, ...)` and treat each example apart; no result de
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,17 +32,29 @@ def distance(difference: Tensor, norm: str) -> Tensor:
 
 
 def project(candidate: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the points nearest to `candidate` in the ball around `images`, then clamped to the box [0, 1].
+    """Return `candidate` projected onto the box [0, 1], and then onto the ball around `images`.
 
-    Clamping after the L2 projection stays inside the ball, because `images` lie in the box.
+    The second projection stays inside the box, because `images` lie there. In L-infinity the order makes no difference.
+    In L2 it does: ball first, the box takes back part of what the ball allowed, and ascents rest short of the sphere.
     """
+    candidate = candidate.clamp(0.0, 1.0)
     if threat.norm == "Linf":
         nearest = torch.min(torch.max(candidate, images - threat.radius), images + threat.radius)
     else:
-        offset = candidate - images
-        length = distance(offset, "L2").clamp_min(torch.finfo(offset.dtype).tiny)
-        nearest = images + offset * per_example((threat.radius / length).clamp_max(1.0), offset)
+        nearest = _within(threat.radius, candidate, images)
+        # Where many pixels move alike they round alike: the errors of an image of d pixels add up to sqrt(d) of one.
+        rounding = math.sqrt(candidate[0].numel() if len(candidate) else 0) * torch.finfo(candidate.dtype).eps / 4
+        beyond = distance(nearest - images, "L2") > threat.radius
+        inside = _within(threat.radius - rounding, candidate, images)
+        nearest = torch.where(per_example(beyond, images), inside, nearest)
+    # Rounding may leave the box.
     return nearest.clamp(0.0, 1.0)
+
+
+def _within(radius: float, candidate: Tensor, images: Tensor) -> Tensor:
+    offset = candidate - images
+    length = distance(offset, "L2").clamp_min(torch.finfo(offset.dtype).tiny)
+    return images + offset * per_example((radius / length).clamp_max(1.0), offset)
 
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:

@@ -249,7 +249,7 @@ ENTRY = AttackEntry(
     attack=atent,
     summary="Langevin walk up the loss from a random corner of the ball (Linf) or point of the sphere (L2)",
     source="Jagatap, Joshi, Chowdhury, Garg, Hegde, arXiv:2008.12338, algorithms 1 and 2, table 6; code StochAT",
-    version=1,
+    version=2,
     norms=("Linf", "L2"),
     passes="steps",
     queries='steps if keep == "first_broken" else 0',

@@ -113,7 +113,7 @@ ENTRY = AttackEntry(
     attack=deepfool,
     summary="steps to the nearest linearised decision boundary until it is crossed",
     source="Moosavi-Dezfooli et al., arXiv:1511.04599, algorithm 2 and section 3.3",
-    version=1,
+    version=2,
     norms=("L2", "Linf"),
     minimum_norm=True,
 )

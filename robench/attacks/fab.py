@@ -226,7 +226,7 @@ ENTRY = AttackEntry(
     attack=fab,
     summary="steps along the decision boundary to the nearest adversarial image",
     source="Croce and Hein, arXiv:1907.02044, algorithm 1; targeted: arXiv:2003.01690, section 5",
-    version=1,
+    version=2,
     # Untargeted it looks at one or two boundaries a step, unless it is told to look at all.
     passes="steps * restarts * (min(targets, classes - 1) if targets else candidates if every_candidate else 2)",
     norms=("Linf", "L2"),

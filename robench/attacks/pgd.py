@@ -157,7 +157,7 @@ ENTRY = AttackEntry(
     attack=pgd,
     summary="projected gradient steps from a random point of the ball",
     source="Madry et al., arXiv:1706.06083, sections 2.1 and 5",
-    version=1,
+    version=2,
     norms=("Linf", "L2"),
     presets={
         "pgd-10": {"steps": 10},

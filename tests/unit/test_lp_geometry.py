@@ -36,6 +36,20 @@ def test_projection_is_the_nearest_point(norm):
     assert torch.allclose(project(projected, images, threat), projected, atol=1e-15)
 
 
+def test_projection_in_l2_keeps_to_the_sphere_where_the_box_cuts_it():
+    threat = ThreatModel(norm="L2", epsilon="1.5")
+    images = pictures(20)
+    candidates = images + 3 * numbers(20, 1, 4, 4)
+    projected = project(candidates, images, threat)
+    assert ((projected >= 0) & (projected <= 1)).all()
+    outside = distance(candidates.clamp(0, 1) - images, "L2") > 1.5
+    assert outside.all()
+    # Ball first and box second would leave these shorter than what is allowed.
+    assert torch.allclose(distance(projected - images, "L2"), torch.full((20,), 1.5, dtype=torch.float64))
+    ball_first = (images + 1.5 * steepest(candidates - images, "L2")).clamp(0, 1)
+    assert (distance(ball_first - images, "L2") < 1.5 - 1e-2).all()
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_steepest_step_maximises_the_linear_gain(norm):
     gradient = numbers(6, 1, 4, 4)
@@ -70,9 +84,20 @@ def test_random_start_fills_the_ball_uniformly(norm):
 def test_projection_reaches_the_radius_and_no_further_at_imagenets_size(norm):
     threat = ThreatModel(norm=norm, epsilon="3" if norm == "L2" else "4/255")
     images = torch.full((2, 3, 224, 224), 0.5)
-    projected = project(images + numbers(2, 3, 224, 224).float(), images, threat)
+    projected = project(images + 0.1 * numbers(2, 3, 224, 224).float(), images, threat)
     length = distance(projected.double() - images.double(), norm)
     assert (abs(length - threat.radius) < 1e-6 * max(1, threat.radius)).all()
+
+
+@pytest.mark.parametrize("epsilon", ["3", "2.9", "0.5", "0.123"])
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.5, 0.9])
+def test_projection_stays_inside_where_all_pixels_round_alike(epsilon, level):
+    threat = ThreatModel(norm="L2", epsilon=epsilon)
+    images = torch.full((1, 3, 224, 224), level)
+    for towards in (0.0, 1.0):
+        length = distance(project(torch.full_like(images, towards), images, threat).double() - images.double(), "L2")
+        # Each pixel rounds by at most 2^-25, once when it is measured and once when it is moved.
+        assert threat.radius - 2.1 * math.sqrt(3 * 224 * 224) * 2**-25 < length <= threat.radius + 1e-7
 
 
 def bisected(point, normal, gain, norm):

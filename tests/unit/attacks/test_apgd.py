@@ -35,13 +35,13 @@ def stream(count):
 
 
 def nearest_in_ball(point, image, threat):
-    """Project one image, as the definition has it."""
-    offset = point - image
+    """Project one image onto the box, then onto the ball."""
+    offset = point.clamp(0, 1) - image
     if threat.norm == "Linf":
         offset = offset.clamp(-threat.radius, threat.radius)
     elif offset.norm() > threat.radius:
         offset = offset * threat.radius / offset.norm()
-    return (image + offset).clamp(0, 1)
+    return image + offset
 
 
 def algorithm_1(objective, start, image, threat, steps):
