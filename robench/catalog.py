@@ -55,7 +55,20 @@ PARAMETER_TYPES: dict[str, Any] = {
 _WHOLE_NUMBERS = frozenset({"int", "PositiveInt", "NonNegativeInt"})
 
 #: Arguments that the engine or the training loop supplies; they are no parameters.
-SUPPLIED = frozenset({"threat", "random", "criterion", "training_moments", "progress", "num_classes", "input_shape"})
+SUPPLIED = frozenset(
+    {
+        "threat",
+        "random",
+        "criterion",
+        "training_moments",
+        "progress",
+        "learning_rate",
+        "teacher",
+        "base",
+        "num_classes",
+        "input_shape",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +128,25 @@ class BackendEntry:
 @dataclass(frozen=True, kw_only=True)
 class DefenseEntry:
     """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``,
-    or a class whose constructor takes the parameters and whose instances are called that way.
+    or a class whose constructor takes the parameters and whose instances are called that way
+    (:mod:`robench.defenses`).
     """
 
     name: str
     objective: Callable[..., Any]
     summary: str
     source: str
+    """Paper, and equation or algorithm."""
+    role: Literal["objective", "regularizer"] = "objective"
+    """A regularizer adds a term to any objective and is given what that one evaluated, as `base`."""
+    views: tuple[str, ...] = ("clean",)
+    """Which evaluations an objective hands to regularizers: `clean`, `adversarial`."""
+    differentiates_images: bool = False
+    """Whether a regularizer differentiates the evaluations by their images."""
+    passes: str = "0"
+    """How many forward and backward passes a step takes per example besides the one of an objective's loss: its
+    whole-number parameters, as :mod:`robench.amounts` reads them, and `classes`. `robench train --dry-run` goes by it.
+    """
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -257,6 +282,11 @@ class Plugin:
         gradients, queries = self.facts.get("passes", usual), self.facts.get("queries", AttackEntry.queries)
         values = {"classes": classes, **parameters}
         return Amount.read(gradients).value(values), Amount.read(queries).value(values)
+
+    def training_passes(self, parameters: Mapping[str, Any], *, classes: int) -> int:
+        """Return how many passes a step of a defense takes per example, that of an objective's loss included."""
+        extra = Amount.read(self.facts.get("passes", DefenseEntry.passes)).value({"classes": classes, **parameters})
+        return extra + int(self.facts.get("role", DefenseEntry.role) == "objective")
 
 
 class PluginError(UserError):

@@ -120,7 +120,8 @@ class OneCycle(Value):
 class Selection(Value):
     """Which epoch's weights become the model: the best on the validation split."""
 
-    metric: Literal["robust_accuracy", "clean_accuracy"]
+    metric: Literal["robust_accuracy", "clean_accuracy", "last"]
+    """`last`: no choice is made; the last epoch's weights."""
     attack: str | None = None
     """A name of the attacks' catalog (`pgd-10`), run as it stands there; None measures clean accuracy only."""
     threat: Threat | None = None
@@ -143,6 +144,12 @@ class Recipe(Value):
     architecture: Configured
     normalization: Normalization | None = None
     defense: Configured
+    regularizers: tuple[Configured, ...] = ()
+    """What is added to the defense's loss; those of the defenses whose role is `regularizer`."""
+    start: str | None = None
+    """The registered model whose weights the training begins with; None: random ones."""
+    teacher: str | None = None
+    """The registered model that a defense learns from; None: the one that `start` names."""
     threat: Threat | None = None
     """What is trained against."""
     augmentation: Annotated[NoAugmentation | CropFlip, Field(discriminator="name")] = NoAugmentation()
@@ -164,6 +171,8 @@ class Recipe(Value):
             raise ValueError("selection.metric robust_accuracy needs selection.attack, such as pgd-10")
         if isinstance(self.optimizer, Sgd) and self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        if len({r.name for r in self.regularizers}) < len(self.regularizers):
+            raise ValueError("regularizers: each may stand there once")
         if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
             raise ValueError("normalization.mean and normalization.std differ in length")
         return self
@@ -200,7 +209,10 @@ def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
     return recipe.model_copy(
         update={
             "architecture": _resolved("architectures", recipe.architecture),
-            "defense": _resolved("defenses", recipe.defense),
+            "defense": _resolved("defenses", _with_role("objective", recipe.defense, origin)),
+            "regularizers": tuple(
+                _resolved("defenses", _with_role("regularizer", r, origin)) for r in recipe.regularizers
+            ),
         }
     )
 
@@ -208,6 +220,22 @@ def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
 def _resolved(kind: str, configured: Configured) -> Configured:
     plugin = catalog.find(kind, configured.name)
     return Configured(name=configured.name, parameters=plugin.settings(configured.parameters))
+
+
+def _with_role(role: str, configured: Configured, origin: str) -> Configured:
+    plugin = catalog.find("defenses", configured.name)
+    if plugin.facts.get("role", "objective") == role:
+        return configured
+    if role == "objective":
+        raise UserError(
+            f"{origin}: defense {configured.name!r} is a regularizer: write defense.name=standard and add it as "
+            f"regularizers (--set regularizers.{configured.name}.strength=...)"
+        )
+    raise UserError(f"{origin}: {configured.name!r} is no regularizer; {suggestion(configured.name, _regularizers())}")
+
+
+def _regularizers() -> list[str]:
+    return [name for name, p in catalog.plugins("defenses").items() if p.facts.get("role") == "regularizer"]
 
 
 def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
@@ -290,6 +318,9 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
     if not rest:
         values[group] = value
         return
+    if group == "regularizers":
+        _assign_regularizer(values, rest, value)
+        return
     if group not in _GROUPS:
         raise UserError(f"--set {'.'.join(path)}: {group} is a single value; write {group}=VALUE")
     if group in {"architecture", "defense"} and rest[0] not in Configured.model_fields:
@@ -304,6 +335,17 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
     else:
         raise UserError(f"--set {'.'.join(path)}: there is no key below {group}.{rest[0]}")
     values[group] = target
+
+
+def _assign_regularizer(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set one parameter of a regularizer, which is added if it is not there."""
+    name, *rest = path
+    if len(rest) != 1:
+        raise UserError(f"--set regularizers.{'.'.join(path)}: write regularizers.{name}.PARAMETER=VALUE")
+    known = {r["name"]: r for r in values["regularizers"]}
+    former = known.get(name, {"name": name, "parameters": {}})
+    known[name] = {**former, "parameters": {**former["parameters"], rest[0]: value}}
+    values["regularizers"] = list(known.values())
 
 
 def _kept(group: str, former: Mapping[str, Any], name: Any) -> dict[str, Any]:

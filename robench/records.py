@@ -411,6 +411,8 @@ class ModelCard(Value):
     """Those of the last epoch, where they are not the selected ones."""
     recipe: dict[str, Any] | None = None
     """The resolved recipe; None for imported weights."""
+    learned_from: dict[str, str] = Field(default_factory=dict)
+    """Hashes of the weights that the recipe's `start` and `teacher` named."""
     scale: str | None = None
     """Says so where the run was smaller than the recipe's source: "8 of 100 epochs"."""
     clean_accuracy: Proportion | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from robench.cli.options import (
 )
 from robench.errors import UserError
 from robench.recipe import apply_settings, load_recipe
+from robench.reporting.formatting import duration
 from robench.workspace import Workspace
 
 
@@ -32,6 +34,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an interrupted run away and begin again.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a registered model of that name.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and check everything; train nothing.")
+    ] = False,
     device: DeviceOption = "auto",
     precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
     workspace: WorkspaceOption = None,
@@ -51,7 +56,7 @@ def train(
     target = resolve_device(device)
 
     from robench.cli.progress import Bars, TrainingBar
-    from robench.training import Run
+    from robench.training import Run, forecast
     from robench.training import train as carry_out
 
     run = Run(
@@ -63,6 +68,22 @@ def train(
         replace=replace,
         command=command_line(),
     )
+    if dry_run:
+        found = forecast(resolved, run, workspace=place)
+        facts = {
+            "recipe": recipe,
+            "scale": resolved.scale or "full",
+            "steps": f"{found.steps:,} ({resolved.epochs} epochs of {found.steps_per_epoch:,})",
+            "passes": f"{found.passes} per example and step ({found.passes * found.examples:,} an epoch)",
+            "time": f"about {duration(found.seconds)} on {target}, validation not counted",
+        }
+        if found.peak_bytes is not None:
+            facts["memory of a pass"] = f"{found.peak_bytes / 2**30:.2f} GiB"
+        if json_output:
+            print_json({"recipe": resolved.model_dump(mode="json"), **asdict(found)})
+        else:
+            print_table(["", ""], [[k, v] for k, v in facts.items()], title="Would train")
+        return
     with Bars(quiet=json_output) as bars:
         card = carry_out(resolved, run, workspace=place, progress=TrainingBar(bars))
     if json_output:

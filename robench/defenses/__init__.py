@@ -6,20 +6,37 @@ An objective is called once per batch, inside the training loop's autocast, with
 
 `images` `(N, C, H, W)` in [0, 1] and `labels` `(N,)` int64 are the augmented batch; `random` holds the examples'
 numbers for this epoch; `progress` is the share of the training that is done, in [0, 1). An objective that takes
-`threat` is given the recipe's. The loop differentiates `total` and takes the step; an objective leaves the images and
-the network's mode as they were. Dropout draws from torch's global generator, which the loop seeds for every step.
+`threat` is given the recipe's, one that takes `learning_rate` the share of the recipe's learning rate that this step
+takes. The loop differentiates `total` and takes the step; an objective leaves the images and the network's mode as they
+were. Dropout draws from torch's global generator, which the loop seeds for every step.
 
-A class is constructed once with its parameters and then called the same way. If it has `state_dict()` (tensors by name)
-and `load_state_dict(state)`, its state is saved in checkpoints and comes back on resume. One objective may call another
-with the same arguments: the parts add up by name.
+A class is constructed once with its parameters (and `teacher`, a frozen model in eval mode, if it takes one) and then
+called the same way. If it has `state_dict()` (tensors by name) and `load_state_dict(state)`, its state is saved in
+checkpoints and comes back on resume. One objective may call another with the same arguments.
+
+A regularizer is called after the objective, with the same arguments and `base`, what the objective returned; the loss
+is the sum. What the objective evaluated stands in `base.views`, so that nothing is evaluated twice: :func:`seen` takes
+it from there. Where a regularizer differentiates by images (`differentiates_images`), the batch requires a gradient,
+and what an objective evaluates must, too: :func:`evaluated` sees to that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class View:
+    """Images that were evaluated in this step, and the graph that led to their logits."""
+
+    images: Tensor
+    """(N, C, H, W): a leaf; it requires a gradient where a regularizer differentiates by images."""
+    logits: Tensor
+    """(N, K), of the network in training mode."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +47,23 @@ class LossParts:
     """Scalar, differentiable: the loss averaged over the batch."""
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     """Detached scalars for the training log, averaged over the batch; `accuracy` is that on the images trained on."""
+    views: Mapping[str, View] = field(default_factory=dict)
+    """What was evaluated: `clean`, `adversarial`."""
+
+
+def evaluated(model: nn.Module, points: Tensor, images: Tensor) -> View:
+    """Return the logits at `points`; they require a gradient where the batch's `images` do."""
+    leaf = points if points is images else points.detach().requires_grad_(images.requires_grad)
+    return View(leaf, model(leaf))
+
+
+def seen(base: LossParts, at: Literal["clean", "adversarial"], model: nn.Module, images: Tensor) -> View:
+    """Return what the objective evaluated at the clean or the adversarial images; the clean ones are looked at now
+    where it did not look at them.
+    """
+    return base.views[at] if at in base.views else evaluated(model, images, images)
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of the batch that is classified correctly, detached."""
+    return (logits.detach().argmax(1) == labels).float().mean()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robench.attacks.pgd import pgd
 from robench.catalog import DefenseEntry, PositiveFloat, PositiveInt, Probability
 from robench.classifier import frozen, mode
-from robench.defenses import LossParts
+from robench.defenses import LossParts, accuracy_of, evaluated
 from robench.losses import cross_entropy
 from robench.random_streams import RandomStream
 from robench.threat_model import ThreatModel, exact_fraction
@@ -53,7 +53,7 @@ def pgd_training(
     with frozen(model), mode(model, training=attack_mode == "train"):
         adversarial = pgd(
             model,
-            images,
+            images.detach(),
             labels,
             threat=threat,
             random=random.at("pgd_training"),
@@ -62,9 +62,9 @@ def pgd_training(
             start=start,
             stop_when_broken=False,
         )
-    logits = model(adversarial)
-    accuracy = (logits.detach().argmax(1) == labels).float().mean()
-    return LossParts(cross_entropy(logits, labels).mean(), {"accuracy": accuracy})
+    worst = evaluated(model, adversarial, images)
+    loss = cross_entropy(worst.logits, labels).mean()
+    return LossParts(loss, {"accuracy": accuracy_of(worst.logits, labels)}, {"adversarial": worst})
 
 
 ENTRY = DefenseEntry(
@@ -72,4 +72,6 @@ ENTRY = DefenseEntry(
     objective=pgd_training,
     summary="cross-entropy at the worst images that PGD finds in the ball",
     source="Madry et al., arXiv:1706.06083, equation (2.1)",
+    views=("adversarial",),
+    passes="steps",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from robench.catalog import DefenseEntry
-from robench.defenses import LossParts
+from robench.defenses import LossParts, accuracy_of, evaluated
 from robench.losses import cross_entropy
 from robench.random_streams import RandomStream
 
@@ -19,9 +19,9 @@ def standard(
     progress: float,  # noqa: ARG001  likewise
 ) -> LossParts:
     """Return the mean cross-entropy over the batch."""
-    logits = model(images)
-    accuracy = (logits.detach().argmax(1) == labels).float().mean()
-    return LossParts(cross_entropy(logits, labels).mean(), {"accuracy": accuracy})
+    clean = evaluated(model, images, images)
+    loss = cross_entropy(clean.logits, labels).mean()
+    return LossParts(loss, {"accuracy": accuracy_of(clean.logits, labels)}, {"clean": clean})
 
 
 ENTRY = DefenseEntry(

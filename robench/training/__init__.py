@@ -9,15 +9,18 @@ a part of every batch of `epoch_order`, and gradients would be summed where `Tra
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from robench.checkpoints import Weights, build_classifier, require_free, save_checkpoint
-from robench.classifier import keep_large_buffers
+from robench import catalog
+from robench.checkpoints import LoadedModel, Weights, build_classifier, load_model, require_free, save_checkpoint
+from robench.classifier import Classifier, keep_large_buffers, random_images, tensor_float32
 from robench.datasets import dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.provenance import provenance
@@ -25,7 +28,7 @@ from robench.recipe import Recipe
 from robench.records import ModelCard
 from robench.registry import checked_id
 from robench.statistics import proportion
-from robench.training.data import Pixels
+from robench.training.data import Pixels, steps_per_epoch
 from robench.training.loop import Training
 from robench.training.objective import build_objective
 from robench.training.optimization import averaged_copy, build_optimizer
@@ -83,6 +86,52 @@ def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingP
     return card
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a training would take."""
+
+    steps: int
+    steps_per_epoch: int
+    examples: int
+    passes: int
+    """Forward and backward passes per example and step, as the defense and its regularizers state them."""
+    seconds: float
+    """Of all steps, by how long one pass takes on this device; validation comes on top."""
+    peak_bytes: int | None
+    """Of the accelerator's memory in one pass; None on a CPU."""
+
+
+def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
+    """Check everything that a training checks before its first step, time a pass, and write nothing."""
+    require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
+    keep_large_buffers()
+    state = _initial_state(recipe, run, workspace)
+    examples = len(open_split(recipe.dataset, "train", workspace))
+    per_epoch = steps_per_epoch(examples, recipe.batch_size)
+    chosen = (recipe.defense, *recipe.regularizers)
+    passes = sum(
+        catalog.find("defenses", c.name).training_passes(c.parameters, classes=state.model.num_classes) for c in chosen
+    )
+    count = -(-examples // per_epoch)
+    images = random_images(state.model.input_shape, count=count).to(run.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    seconds = min(_seconds_of_a_pass(state.model.train(), images, run.precision) for _ in range(5))
+    steps = recipe.epochs * per_epoch
+    peak = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
+    return Forecast(steps, per_epoch, examples, passes, steps * passes * seconds, peak)
+
+
+def _seconds_of_a_pass(model: Classifier, images: Tensor, precision: str) -> float:
+    started = time.perf_counter()
+    with tensor_float32(allowed=precision == "tf32"):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(images)
+        logits.float().logsumexp(1).mean().backward()
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - started
+
+
 def _interrupted_run(folder: Path, recipe: Recipe, run: Run) -> tuple[Tensors, Mapping[str, Any]] | None:
     """Return the snapshot to go on from, if there is one and it was asked for."""
     snapshot = folder / "snapshot.safetensors"
@@ -123,15 +172,45 @@ def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingSt
             input_shape=facts.image_shape,
             normalization=recipe.normalization,
         )
+    named = {key: _named(recipe, key, workspace) for key in ("start", "teacher") if getattr(recipe, key)}
+    if "start" in named:
+        _begin_with(model, named["start"].model, recipe)
     model.to(run.device).to(memory_format=torch.channels_last)
+    shown = named.get("teacher", named.get("start"))
+    teacher = None
+    if shown is not None:
+        teacher = shown.model.to(run.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
     with seeded(run.device, recipe.seed, "objective"):
-        objective = build_objective(recipe)
+        objective = build_objective(recipe, teacher=teacher)
     return TrainingState(
+        learned_from={key: found.identity.weights_sha256 for key, found in named.items()},
         model=model,
         average=averaged_copy(model) if recipe.averaging is not None else None,
         optimizer=build_optimizer(recipe.optimizer, model),
         objective=objective,
     )
+
+
+def _named(recipe: Recipe, key: str, workspace: Workspace) -> LoadedModel:
+    """Return the registered model that the recipe names as `start` or `teacher`, which must fit its data."""
+    facts = dataset_facts(recipe.dataset, workspace)
+    try:
+        return load_model(
+            getattr(recipe, key), workspace, input_shape=facts.image_shape, num_classes=len(facts.classes)
+        )
+    except UserError as error:
+        raise UserError(f"{key} = {getattr(recipe, key)}: {error}; name another with --set {key}=MODEL") from None
+
+
+def _begin_with(model: Classifier, start: Classifier, recipe: Recipe) -> None:
+    """Copy the weights of `start`; raise UserError where they are another network's."""
+    try:
+        model.load_state_dict(start.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"start {recipe.start} is no {recipe.architecture.name} with the recipe's parameters and normalisation; "
+            "take --set architecture=... as its card (robench show) has it"
+        ) from None
 
 
 def _examiner(recipe: Recipe, run: Run, workspace: Workspace) -> Examiner:
@@ -166,6 +245,7 @@ def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Work
             # The recorded name of the data: a path of this machine says nothing elsewhere.
             "recipe": recipe.model_copy(update={"dataset": facts.name}).model_dump(mode="json"),
             "scale": recipe.scale,
+            "learned_from": state.learned_from,
             "clean_accuracy": proportion(best.counts["clean"], best.counts["examples"]),
             "clean_accuracy_split": "validation",
             "clean_accuracy_data": open_split(recipe.dataset, "validation", workspace).sha256,

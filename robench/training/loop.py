@@ -106,6 +106,7 @@ class Training:
                     self.pixels.labels[ids],
                     random=random.at("defense"),
                     progress=total_step / (recipe.epochs * self.steps_per_epoch),
+                    learning_rate=rate / recipe.optimizer.lr,
                 )
             state.optimizer.zero_grad()
             loss.total.backward()
@@ -133,7 +134,7 @@ class Training:
             row |= {f"validation_{name}": value for name, value in measured.accuracies.items()}
             metric, best = recipe.selection.metric, state.best
             # Of equally good epochs the later one: it has seen more and its learning rate is mostly lower.
-            if best is None or measured.accuracies[metric] >= best.validation[metric]:
+            if metric == "last" or best is None or measured.accuracies[metric] >= best.validation[metric]:
                 state.best = Chosen(state.epoch, measured.accuracies, measured.counts, weights_of(state.result))
         row["seconds"] = clock.seconds()
         state.rows.append(row)

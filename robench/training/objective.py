@@ -1,4 +1,4 @@
-"""From a recipe's defense to something the loop can call on a batch."""
+"""From a recipe's defense and regularizers to something the loop can call on a batch."""
 
 from __future__ import annotations
 
@@ -14,44 +14,118 @@ from robench.defenses import LossParts
 from robench.errors import UserError
 from robench.random_streams import RandomStream
 from robench.recipe import Recipe
+from robench.records import Configured
+
+
+@dataclass(frozen=True)
+class Term:
+    """A defense with its parameters bound."""
+
+    name: str
+    call: Callable[..., LossParts]
+    bound: Mapping[str, Any]
+    asks_for: frozenset[str]
+    """Which of `learning_rate` and `base` it is given at each step."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **supplied: Any) -> LossParts:
+        """Return what it makes of a batch."""
+        wanted = {k: v for k, v in supplied.items() if k in {"random", "progress", *self.asks_for}}
+        return self.call(model, images, labels, **wanted, **self.bound)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A defense with its parameters bound."""
+    """A defense and what is added to its loss."""
 
-    call: Callable[..., LossParts]
-    bound: Mapping[str, Any]
+    base: Term
+    regularizers: tuple[Term, ...] = ()
+    differentiates_images: bool = False
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, random: RandomStream, progress: float
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        random: RandomStream,
+        progress: float,
+        learning_rate: float = 1.0,
     ) -> LossParts:
-        """Return the loss of a batch."""
-        return self.call(model, images, labels, random=random, progress=progress, **self.bound)
+        """Return the loss of a batch, and the parts of it by name; `learning_rate` is its share of the recipe's."""
+        if self.differentiates_images:
+            images = images.detach().requires_grad_()
+        supplied = {"progress": progress, "learning_rate": learning_rate}
+        base = self.base(model, images, labels, random=random, **supplied)
+        total, parts = base.total, dict(base.parts)
+        for term in self.regularizers:
+            own = random.at("regularizer", term.name)
+            added = term(model, images, labels, random=own, base=base, **supplied)
+            total = total + added.total
+            parts |= added.parts
+        return LossParts(total, parts, base.views)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a defense that keeps state wants to find again on resume."""
-        return dict(self.call.state_dict()) if hasattr(self.call, "state_dict") else {}
+        """Return what terms that keep state want to find again on resume."""
+        return {
+            f"{term.name}/{key}": value
+            for term in (self.base, *self.regularizers)
+            if hasattr(term.call, "state_dict")
+            for key, value in term.call.state_dict().items()
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` returned."""
-        if hasattr(self.call, "load_state_dict"):
-            self.call.load_state_dict(state)
+        for term in (self.base, *self.regularizers):
+            if hasattr(term.call, "load_state_dict"):
+                own = {key: value for key, value in state.items() if key.startswith(f"{term.name}/")}
+                term.call.load_state_dict({key.removeprefix(f"{term.name}/"): value for key, value in own.items()})
 
 
-def build_objective(recipe: Recipe) -> Objective:
-    """Return the recipe's objective; raise UserError where defense and `threat` do not go together."""
-    plugin = catalog.find("defenses", recipe.defense.name)
-    code = plugin.load().objective
-    parameters = plugin.settings(recipe.defense.parameters)
-    is_class = inspect.isclass(code)
-    wants_threat = "threat" in inspect.signature(code.__call__ if is_class else code).parameters
-    if wants_threat and recipe.threat is None:
-        raise UserError(f"defense {plugin.name} trains against a threat model; add --set threat=Linf@8/255")
-    if recipe.threat is not None and not wants_threat:
+def build_objective(recipe: Recipe, *, teacher: nn.Module | None = None) -> Objective:
+    """Return the recipe's objective; raise UserError where its parts do not go together.
+
+    `teacher` is the frozen model that :attr:`Recipe.teacher` or :attr:`Recipe.start` names.
+    """
+    chosen = (recipe.defense, *recipe.regularizers)
+    plugins = [catalog.find("defenses", c.name) for c in chosen]
+    codes = [plugin.load().objective for plugin in plugins]
+    if recipe.threat is None and any("threat" in _asked_for(code) for code in codes):
+        raise UserError(f"defense {plugins[0].name} trains against a threat model; add --set threat=Linf@8/255")
+    if recipe.threat is not None and not any("threat" in _asked_for(code) for code in codes):
         raise UserError(
-            f"defense {plugin.name} trains against no threat model, but the recipe has threat {recipe.threat}; "
+            f"defense {plugins[0].name} trains against no threat model, but the recipe has threat {recipe.threat}; "
             "take --set threat=none and --set selection.threat for what the selection measures"
         )
-    supplied = {"threat": recipe.threat} if wants_threat else {}
-    return Objective(code(**parameters), supplied) if is_class else Objective(code, {**parameters, **supplied})
+    views = plugins[0].facts.get("views", catalog.DefenseEntry.views)
+    for plugin, configured in zip(plugins[1:], chosen[1:], strict=True):
+        if plugin.settings(configured.parameters).get("at") == "adversarial" and "adversarial" not in views:
+            raise UserError(
+                f"regularizer {plugin.name}: at = adversarial, but defense {plugins[0].name} trains on no adversarial "
+                f"images; take --set regularizers.{plugin.name}.at=clean"
+            )
+    terms = [_term(plugin, c, recipe, teacher) for plugin, c in zip(plugins, chosen, strict=True)]
+    return Objective(terms[0], tuple(terms[1:]), any(p.facts.get("differentiates_images", False) for p in plugins[1:]))
+
+
+def _asked_for(code: Callable[..., Any]) -> set[str]:
+    """Return the arguments of each step that a defense's function, or its class's instances, take."""
+    return set(inspect.signature(code.__call__ if inspect.isclass(code) else code).parameters)
+
+
+def _term(plugin: catalog.Plugin, configured: Configured, recipe: Recipe, teacher: nn.Module | None) -> Term:
+    code = plugin.load().objective
+    parameters = plugin.settings(configured.parameters)
+    asked = _asked_for(code)
+    supplied = {"threat": recipe.threat} if "threat" in asked else {}
+    asks_for = frozenset({"learning_rate", "base"} & asked)
+    if not inspect.isclass(code):
+        return Term(plugin.name, code, {**parameters, **supplied}, asks_for)
+    if "teacher" in plugin.supplied:
+        if teacher is None:
+            raise UserError(
+                f"defense {plugin.name} learns from a registered model; add --set start=MODEL, or --set teacher=MODEL "
+                "to begin with random weights"
+            )
+        parameters = {**parameters, "teacher": teacher}
+    made: Callable[..., LossParts] = code(**parameters)  # type: ignore[assignment]  # an instance of the class
+    return Term(plugin.name, made, supplied, asks_for)

@@ -36,6 +36,8 @@ class TrainingState:
     average: Classifier | None
     optimizer: torch.optim.Optimizer
     objective: Objective
+    learned_from: dict[str, str] = field(default_factory=dict)
+    """Hashes of the weights of the models that were there before."""
     epoch: int = 0
     """Epochs that are complete."""
     step: int = 0

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from robench import catalog
+from robench.defenses import LossParts, seen
 from robench.random_streams import RandomStream
 from robench.recipe import parse_recipe
 from robench.threat_model import NORMS, ThreatModel
-from robench.training.objective import build_objective
+from robench.training.objective import Objective, Term, build_objective
 from tests.models import SmallNet, numbers, pictures
 
 DEFENSES = list(catalog.plugins("defenses").values())
@@ -30,7 +31,10 @@ each_defense = pytest.mark.parametrize(
 )
 
 
-def objective_of(plugin, norm):
+def objective_of(plugin, norm, teacher=None):
+    """Build what the plugin adds up to: a regularizer stands on standard training."""
+    chosen = {"name": plugin.name, "parameters": {}}
+    regularizer = plugin.facts.get("role") == "regularizer"
     threat = f"{norm}@{EPSILON[norm]}" if norm else None
     recipe = {
         "summary": "s",
@@ -39,12 +43,13 @@ def objective_of(plugin, norm):
         "epochs": 1,
         "batch_size": 8,
         "architecture": {"name": "digits_cnn"},
-        "defense": {"name": plugin.name},
+        "defense": {"name": "standard"} if regularizer else chosen,
+        "regularizers": [chosen] if regularizer else [],
         "threat": threat,
         "optimizer": {"name": "sgd", "lr": 0.1},
         "selection": {"metric": "clean_accuracy"},
     }
-    return build_objective(parse_recipe(recipe, origin="test"))
+    return build_objective(parse_recipe(recipe, origin="test"), teacher=teacher or SmoothTeacher())
 
 
 class SmoothNet(nn.Module):
@@ -73,6 +78,16 @@ class SmoothNet(nn.Module):
         return self.last(torch.tanh(self.hidden(images.flatten(1))))
 
 
+class SmoothTeacher(nn.Module):
+    """Knows 4 or 5 classes, whichever `classes` says, and any precision."""
+
+    classes = 5
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return torch.tanh(flat @ numbers(flat.shape[1], self.classes, seed=9).to(flat.dtype))
+
+
 def batch(classes, count=6, dtype=torch.float64):
     images = pictures(count).to(dtype)
     return images, torch.arange(count) % classes, RandomStream(3, torch.arange(count), ("test",))
@@ -80,7 +95,9 @@ def batch(classes, count=6, dtype=torch.float64):
 
 @each_defense
 def test_gradients_agree_with_finite_differences(plugin, norm):
-    model, objective = SmoothNet(), objective_of(plugin, norm)
+    teacher = SmoothTeacher()
+    teacher.classes = 4
+    model, objective = SmoothNet(), objective_of(plugin, norm, teacher)
     images, labels, random = batch(4)
 
     def loss():
@@ -164,6 +181,42 @@ def test_entry_agrees_with_its_file(plugin):
     parameters = [p for p in inspect.signature(code).parameters if p != "self"]
     assert parameters[:3] == ["model", "images", "labels"]
     assert {"random", "progress"} <= set(parameters)
+    assert ("base" in parameters) is (entry.role == "regularizer")
+    assert set(entry.views) <= {"clean", "adversarial"}
+
+
+class Penalty:
+    """The squared norm of the loss's gradient by the images, as a regularizer that another one follows."""
+
+    def __call__(self, model, images, labels, *, random, progress, base, learning_rate):
+        view = seen(base, "clean", model, images)
+        chosen = view.logits.gather(1, labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, view.images, create_graph=True)
+        penalty = learning_rate * gradient.square().flatten(1).sum(1).mean()
+        return LossParts(penalty, {"penalty": penalty.detach()})
+
+
+@pytest.mark.parametrize("name", ["standard", "pgd_training"])
+def test_a_regularizer_adds_to_any_objective_and_evaluates_nothing_twice(name):
+    images, labels, random = batch(4)
+    model = SmoothNet()
+    threat = {"threat": ThreatModel.parse("Linf@0.05")} if name == "pgd_training" else {}
+    base = Term(name, catalog.find("defenses", name).load().objective, threat, frozenset())
+    added = Term("penalty", Penalty(), {}, frozenset({"base", "learning_rate"}))
+    alone = Objective(base)(model, images, labels, random=random, progress=0.0)
+    count = len(model.shown)
+    both = Objective(base, (added,), differentiates_images=True)(
+        model, images, labels, random=random, progress=0.0, learning_rate=0.5
+    )
+    assert len(model.shown) == count * 2 + (name == "pgd_training")
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf).gather(1, labels[:, None]).sum(), leaf)
+    penalty = 0.5 * gradient.square().flatten(1).sum(1).mean().item()
+    assert both.parts["penalty"].item() == pytest.approx(penalty)
+    assert both.total.item() == pytest.approx(alone.total.item() + penalty)
+    assert set(both.parts) == {"accuracy", "penalty"}
+    both.total.backward()
+    assert not images.requires_grad
 
 
 def test_pgd_training_of_a_linear_net_is_the_closed_form():

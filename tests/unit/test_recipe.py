@@ -49,7 +49,7 @@ def test_what_is_written_reads_back_equal():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"epoch": 3}, "unknown key epoch; did you mean 'epochs'?"),
+        ({"epoch": 3}, "unknown key epoch; did you mean 'epochs' or 'teacher'?"),
         (
             {"optimizer": {"name": "sgd", "lr": 1, "momentun": 0.9}},
             "unknown key optimizer.momentun; did you mean 'momentum'?",

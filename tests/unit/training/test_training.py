@@ -29,6 +29,10 @@ def workspace(tmp_path):
     return make_workspace(tmp_path)
 
 
+def objective_of(call):
+    return training.objective.Objective(training.objective.Term("own", call, {}, frozenset()))
+
+
 def weights(workspace, name, file="model.safetensors"):
     return (workspace.model_zoo / name / file).read_bytes()
 
@@ -124,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(workspace, monkeypa
         total = model(images).logsumexp(1).mean()
         return LossParts(total * (float("nan") if progress > 0.5 else 1.0))
 
-    monkeypatch.setattr(training, "build_objective", lambda _: training.objective.Objective(poisoned, {}))
+    monkeypatch.setattr(training, "build_objective", lambda *_, **__: objective_of(poisoned))
     with pytest.raises(UserError, match=r"epoch 2, step 5 of 7; the last good checkpoint is kept in .*optimizer.lr"):
         run_training(workspace, small_recipe(workspace))
     folder = workspace.model_zoo / ".training" / "x"
@@ -208,7 +212,7 @@ def test_state_of_a_defense_is_kept_across_a_resume(workspace, monkeypatch):
         def load_state_dict(self, state):
             self.seen = state["seen"]
 
-    monkeypatch.setattr(training, "build_objective", lambda _: training.objective.Objective(Remembering(), {}))
+    monkeypatch.setattr(training, "build_objective", lambda *_, **__: objective_of(Remembering()))
     monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     recipe = small_recipe(workspace, epochs=2)
     run_training(workspace, recipe, "straight")
@@ -226,7 +230,7 @@ def test_every_step_draws_its_own_numbers(workspace, monkeypatch):
         examples.extend(random.uniform(torch.empty(len(images))).tolist())
         return LossParts(torch.nn.functional.cross_entropy(model(images), labels))
 
-    monkeypatch.setattr(training, "build_objective", lambda _: training.objective.Objective(watching, {}))
+    monkeypatch.setattr(training, "build_objective", lambda *_, **__: objective_of(watching))
     run_training(workspace, small_recipe(workspace, epochs=3))
     assert len(set(dropout)) == len(dropout) == 3 * STEPS_PER_EPOCH
     assert len(set(examples)) == len(examples) == 3 * 54
@@ -234,7 +238,44 @@ def test_every_step_draws_its_own_numbers(workspace, monkeypatch):
 
 def test_objectives_get_their_parameters_and_the_threat(workspace):
     objective = training.build_objective(small_recipe(workspace))
-    assert objective.call is find("defenses", "pgd_training").load().objective
-    assert objective.bound["steps"] == 2
-    assert str(objective.bound["threat"]) == "Linf@0.1"
+    assert objective.base.call is find("defenses", "pgd_training").load().objective
+    assert objective.base.bound["steps"] == 2
+    assert str(objective.base.bound["threat"]) == "Linf@0.1"
     assert objective.state() == {}
+
+
+def test_training_begins_with_the_weights_of_start_and_says_whose(workspace):
+    first = run_training(workspace, small_recipe(workspace, averaging=None, epochs=1), name="first")
+    still = {"name": "sgd", "lr": 1e-12}
+    recipe = small_recipe(workspace, averaging=None, epochs=1, start="first", optimizer=still)
+    second = run_training(workspace, recipe, name="second")
+    assert second.learned_from == {"start": first.weights.sha256}
+    before, after = (
+        load_file(workspace.model_zoo / name / "model.safetensors")["linear2.weight"] for name in ("first", "second")
+    )
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+def test_a_start_that_is_missing_or_another_network_is_refused(workspace):
+    with pytest.raises(UserError, match=r"start = nobody: .*--set start=MODEL"):
+        run_training(workspace, small_recipe(workspace, start="nobody"))
+    run_training(workspace, small_recipe(workspace, epochs=1), name="first")
+    other = small_recipe(workspace, start="first", architecture={"name": "mlp_4x1024"})
+    with pytest.raises(UserError, match="start first is no mlp_4x1024 with the recipe's parameters"):
+        run_training(workspace, other)
+    assert not (workspace.model_zoo / "x").exists()
+
+
+def test_selection_last_keeps_the_last_epoch(workspace):
+    card = run_training(workspace, small_recipe(workspace, epochs=3, selection={"metric": "last"}))
+    assert card.weights.epoch == 3
+    assert card.last is None
+
+
+def test_forecast_counts_the_steps_and_writes_nothing(workspace):
+    run = training.Run(name="x", device=torch.device("cpu"), command="robench train")
+    found = training.forecast(small_recipe(workspace), run, workspace=workspace)
+    # 54 examples in batches of at most 8; two steps of the inner maximisation and one of the loss.
+    assert (found.steps_per_epoch, found.steps, found.examples, found.passes) == (7, 21, 54, 3)
+    assert found.seconds > 0
+    assert list(workspace.model_zoo.iterdir()) == []
