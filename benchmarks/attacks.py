@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import math
 import platform
@@ -29,6 +28,7 @@ from benchmarks.problems import L2_THREATS, SETTINGS, Choice, Problem, make
 from benchmarks.rivals import LIBRARIES, NotOffered, Target, rival
 from benchmarks.standings import OWN, Elapsed, Goal, Report, Standing, line_of, table, verdicts
 from robench import planning
+from robench.attacks import _compaction
 from robench.classifier import keep_large_buffers, search_copy
 from robench.errors import UnknownName
 from robench.evaluation.shards import Shard, ShardResult
@@ -265,7 +265,7 @@ def passes_needed(problem: Problem, attack: str, device: torch.device) -> int | 
         return int(parameters["steps"]) * len(problem.labels)
     if plugin.entry not in {"pgd", "apgd"} or parameters["restarts"] != 1 or parameters.get("targets"):
         return None
-    with looking_at_every_step(plugin.entry):
+    with looking_at_every_step():
         result = worker_of(problem, device)(shard_of(problem, attack))
     assert result.error is None, result.error
     taken, steps = result.rows["backward_passes"], parameters["steps"]
@@ -276,15 +276,14 @@ def passes_needed(problem: Problem, attack: str, device: torch.device) -> int | 
 
 
 @contextmanager
-def looking_at_every_step(entry: str) -> Iterator[None]:
-    """Let an attack look at who is broken after every step, as it does on a CPU, on any device."""
-    module: Any = importlib.import_module(f"robench.attacks.{entry}")
-    usual = module._STEPS_BETWEEN_COMPACTIONS
-    module._STEPS_BETWEEN_COMPACTIONS = 1
+def looking_at_every_step() -> Iterator[None]:
+    """Let attacks look at who is broken after every step, as they do on a CPU, on any device."""
+    usual = _compaction.steps_between_looks
+    _compaction.steps_between_looks = lambda device: 1  # noqa: ARG005 - an attack's argument
     try:
         yield
     finally:
-        module._STEPS_BETWEEN_COMPACTIONS = usual
+        _compaction.steps_between_looks = usual
 
 
 def ideal_time(problem: Problem, target: Target, passes: int, device: torch.device) -> Elapsed:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robench.attacks import _compaction
 from robench.catalog import AttackEntry, NonNegativeInt, PositiveInt
 from robench.losses import TOP_1, Criterion, loss_named
 from robench.lp_geometry import per_example, project, random_start, steepest
@@ -139,11 +140,6 @@ def checkpoints(steps: int) -> Iterator[int]:
         before, now = now, now + max(now - before - 0.03, 0.06)
 
 
-def _steps_between_compactions(device: torch.device) -> int:
-    """Return how often it is looked at who is broken: on an accelerator that makes the host wait."""
-    return 1 if device.type == "cpu" else 5
-
-
 @dataclass
 class Position:
     """Where the examples that still stand are. Tensors have one entry for each of them."""
@@ -244,7 +240,7 @@ class Climb:
         at = Position.at(start, images, labels, aims=aims, radius=self.threat.radius)
         result, standing = start.clone(), torch.ones_like(labels, dtype=torch.bool)
         rows = torch.arange(len(images), device=images.device)
-        interval = _steps_between_compactions(images.device)
+        interval = _compaction.steps_between_looks(images.device)
         due, last_checkpoint = set(checkpoints(self.steps)), 0
         for step in range(self.steps + 1):
             loss, broken, gradient = self._look(model, at, goal, with_gradient=step < self.steps)

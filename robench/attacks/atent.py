@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robench.attacks import _compaction
 from robench.catalog import AttackEntry, NonNegativeFloat, PositiveFloat, PositiveInt
 from robench.losses import TOP_1, Criterion, PerExampleLoss, loss_named
 from robench.lp_geometry import distance, per_example, project, random_start, steepest
@@ -31,8 +32,6 @@ Transform = Literal["sign", "unit", "raw"]
 Init = Literal["corner", "sphere", "normal", "uniform", "none"]
 When = Literal["last", "every", "never"]
 
-#: On an accelerator looking at which examples are broken makes the host wait, so it is done at intervals of steps.
-_STEPS_BETWEEN_COMPACTIONS = 5
 #: Table 6 takes 20 steps of 0.003 at 8/255; with the ball the steps are scaled.
 _TABLE_6_STEPS, _TABLE_6_STEP_SIZE, _TABLE_6_EPSILON = 20, 0.003, Fraction(8, 255)
 
@@ -213,7 +212,7 @@ def _first_broken(
 
     The last ones are not looked at: the engine does that.
     """
-    interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
+    interval = _compaction.steps_between_looks(images.device)
     result = images.detach().clone()
     standing = torch.ones_like(labels, dtype=torch.bool)
     rows = torch.arange(len(images), device=images.device)

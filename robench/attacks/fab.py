@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robench.attacks import _compaction
 from robench.attacks._boundaries import (
     Boundary,
     Candidates,
@@ -24,9 +25,6 @@ from robench.lp_geometry import distance, per_example, project_onto_hyperplane, 
 from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
-
-#: On an accelerator looking at which examples are done makes the host wait, so it is done at intervals of steps.
-_STEPS_BETWEEN_COMPACTIONS = 5
 
 
 def fab(
@@ -179,7 +177,7 @@ class _Search:
 
 def _walk(run: Run, nearest: Nearest, search: _Search) -> None:
     """Take the steps of one run."""
-    interval = 1 if run.points.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
+    interval = _compaction.steps_between_looks(run.points.device)
     for step in range(search.steps):
         if search.linearize == "arrived":
             boundary = search.boundary(run)

@@ -8,15 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robench.attacks import _compaction
 from robench.catalog import AttackEntry, PositiveFloat, PositiveInt
 from robench.losses import TOP_1, Criterion, PerExampleLoss, loss_named
 from robench.lp_geometry import project, random_start, steepest
 from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
-
-#: On an accelerator looking at which examples are broken makes the host wait, so it is done at intervals of steps.
-_STEPS_BETWEEN_COMPACTIONS = 5
 
 
 def pgd(
@@ -127,7 +125,7 @@ def _ascend_until_broken(
     """
     result = begin.clone()
     standing = torch.ones_like(labels, dtype=torch.bool)
-    interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
+    interval = _compaction.steps_between_looks(images.device)
     rows = torch.arange(len(images), device=images.device)
     current = begin
     for step in range(ascent.steps):

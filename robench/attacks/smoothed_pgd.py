@@ -13,15 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robench.attacks import _compaction
 from robench.attacks._noisy_copies import NoisyCopies, or_normal
 from robench.catalog import AttackEntry, NonNegativeFloat, PositiveFloat, PositiveInt
 from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import distance, per_example, project, random_start, steepest
 from robench.random_streams import RandomStream
 from robench.threat_model import ThreatModel
-
-#: On an accelerator looking at which examples are broken makes the host wait, so it is done at intervals of steps.
-_STEPS_BETWEEN_COMPACTIONS = 5
 
 
 def smoothed_pgd(
@@ -71,7 +69,7 @@ def smoothed_pgd(
         `(N, C, H, W)` in the ball and the box.
     """
     length = 2 * threat.radius / steps if step_size is None else step_size
-    interval = 1 if images.device.type == "cpu" else _STEPS_BETWEEN_COMPACTIONS
+    interval = _compaction.steps_between_looks(images.device)
     result = images.detach().clone()
     standing = torch.ones_like(labels, dtype=torch.bool)
     rows = torch.arange(len(images), device=images.device)

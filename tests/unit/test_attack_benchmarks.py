@@ -15,6 +15,7 @@ from benchmarks.ideal import gradient_passes
 from benchmarks.problems import Problem, plain_pgd
 from benchmarks.rivals import NotOffered
 from benchmarks.standings import Elapsed, Goal, Report, Standing
+from robench.attacks import _compaction
 from robench.classifier import Classifier
 from robench.datasets import ArrayImages
 from robench.evaluation.worker import Worker
@@ -64,13 +65,13 @@ def test_needed_gradients_are_those_of_the_plain_walk(problem):
     assert attacks.passes_needed(problem, "pgd-10:restarts=2", CPU) is None
 
 
-def test_needed_gradients_do_not_depend_on_how_often_an_attack_looks(problem, monkeypatch):
-    from robench.attacks import pgd
-
-    expected = attacks.passes_needed(problem, PGD, CPU)
-    monkeypatch.setattr(pgd, "_STEPS_BETWEEN_COMPACTIONS", 7)
-    assert attacks.passes_needed(problem, PGD, CPU) == expected
-    assert pgd._STEPS_BETWEEN_COMPACTIONS == 7
+@pytest.mark.parametrize("attack", [PGD, "apgd-ce:steps=12"])
+def test_needed_gradients_do_not_depend_on_how_often_an_attack_looks(problem, attack, monkeypatch):
+    expected = attacks.passes_needed(problem, attack, CPU)
+    often = lambda device: 7  # noqa: E731
+    monkeypatch.setattr(_compaction, "steps_between_looks", often)
+    assert attacks.passes_needed(problem, attack, CPU) == expected
+    assert _compaction.steps_between_looks is often
 
 
 def test_everybody_is_judged_by_the_plain_model(problem, others):

@@ -315,5 +315,5 @@ def test_accelerators_look_at_intervals_and_get_the_same_answer(monkeypatch):
     model, images, labels = small_net(), pictures(12), torch.arange(12) % 5
     supplied = {"threat": threat_of("Linf", "0.02"), "random": stream(12), "steps": 20}
     expected = apgd(model, images, labels, **supplied)
-    monkeypatch.setattr("robench.attacks.apgd._steps_between_compactions", lambda device: 7)
+    monkeypatch.setattr("robench.attacks._compaction.steps_between_looks", lambda device: 7)
     assert torch.equal(apgd(model, images, labels, **supplied), expected)
