@@ -220,7 +220,7 @@ class _Search:
         nearest.images[state.rows[nearer]] = candidate[nearer]
         nearest.distance[state.rows[nearer]] = length[nearer]
         self._descend(state, gradient)
-        solved = broken & (length <= state.tau)
+        solved = broken & (length <= (1 + _ROUNDING) * state.tau)
         spent = ~solved & (state.taken >= self.solve_steps)
         return self._choose(state, candidate, nearest, solved=solved, spent=spent)
 
@@ -241,6 +241,14 @@ class _Search:
         # Gradients of float32 networks vanish below 1e-20 in their squares.
         moved = state.free - way * first / (second.sqrt() + 1e-12)
         state.free = moved if self.variable == "tanh" else moved.clamp(0.0, 1.0)
+        # Adam's last steps leave a few pixels a little beyond tau: the last look is at what remains without that.
+        last = per_example(state.taken == self.solve_steps, gradient)
+        state.free = torch.where(last, self.free(self._cut(state)), state.free)
+
+    def _cut(self, state: State) -> Tensor:
+        """Return the iterates as images, with what exceeds tau cut off."""
+        tau = per_example(state.tau, state.free)
+        return torch.minimum(torch.maximum(self.pixels(state.free), state.images - tau), state.images + tau)
 
     def _stretch(self, state: State) -> Tensor:
         """Return how far the variable goes while a pixel goes by tau, towards grey."""
