@@ -20,6 +20,8 @@ from robench.threat_model import ThreatModel
 _SMALLEST, _LARGEST = 1e-5, 1.0
 #: By how much the step across the linearised boundary, with which the search begins, overshoots.
 _OVERSHOOT = 1.05
+#: Where nothing else is asked for: c's pull at a pixel, in units of the penalty's, and the step as a share of tau.
+_PULL, _STEP = 0.25, 0.1
 #: The steps of one minimisation shrink linearly to this share of the first.
 _FINAL_SHARE = 0.1
 #: Adam's averages of the gradient and of its square (Kingma and Ba, arXiv:1412.6980, algorithm 1). The second is the
@@ -42,10 +44,10 @@ def cw_linf(
     random: RandomStream,
     criterion: Criterion = TOP_1,
     steps: PositiveInt = 400,
-    solve_steps: PositiveInt = 20,
-    step_size: PositiveFloat = 0.1,
-    constant: PositiveFloat = 1.0,
-    doublings: NonNegativeInt = 3,
+    solve_steps: PositiveInt = 10,
+    step_size: PositiveFloat | None = None,
+    constant: PositiveFloat | None = None,
+    doublings: NonNegativeInt = 6,
     shrink: Probability = 0.9,
     tolerance: PositiveFloat = 0.01,
     confidence: NonNegativeFloat = 0.0,
@@ -71,10 +73,10 @@ def cw_linf(
         criterion: what counts as broken.
         steps: gradient steps for each example, all its minimisations together.
         solve_steps: gradient steps for one pair of tau and c, at most.
-        step_size: Adam's first in a minimisation, as a share of tau; with `tanh`, of how far the variable goes while
-            the pixel goes by tau.
-        constant: c of the first minimisation, in units in which the loss pulls at an average pixel as strongly as the
-            penalty does, so that it does not depend on the scale of the logits.
+        step_size: Adam's first in a minimisation, on the [0, 1] scale of pixels, with `tanh` on that of its argument;
+            None: a tenth of tau, with `tanh` of how far its argument goes while the pixel goes by tau.
+        constant: c of the first minimisation; None: where the loss pulls at an average pixel of the image a quarter as
+            strongly as the penalty does, so that it does not depend on the scale of the logits.
         doublings: how often c doubles for one tau.
         shrink: tau becomes this share of the distance reached (the paper's 0.9).
         tolerance: an example is done when a tau was in vain that the distance reached exceeds by no more than this
@@ -151,14 +153,15 @@ class State:
         return State(model=model, **{name: value[keep] for name, value in values.items()})
 
 
-def _begin(run: Run, search: _Search, *, constant: float, at_boundary: bool) -> State:
+def _begin(run: Run, search: _Search, *, constant: float | None, at_boundary: bool) -> State:
     """Return the examples where their search begins."""
     boundary = nearest_boundary(run, norm="Linf", criterion=search.criterion)
     slope = boundary.normal.flatten(1)
     # What the loss pulls at a pixel on average; a gradient that vanishes says nothing about the scale.
     pull = slope.abs().sum(1) / (slope != 0).sum(1).clamp_min(1)
-    unit = torch.where(pull > 0, 1 / pull, 1.0).clamp(1e-10, 1e10)
-    points, tau = run.images, torch.full_like(unit, _LARGEST)
+    begin = torch.where(pull > 0, _PULL / pull, 1.0).clamp(1e-10, 1e10)
+    begin = begin if constant is None else torch.full_like(begin, constant)
+    points, tau = run.images, torch.full_like(begin, _LARGEST)
     if at_boundary:
         points = project_onto_hyperplane(run.images, boundary.normal, _OVERSHOOT * boundary.gap, "Linf")
         tau = distance(points - run.images, "Linf").clamp(_SMALLEST, _LARGEST)
@@ -170,7 +173,7 @@ def _begin(run: Run, search: _Search, *, constant: float, at_boundary: bool) -> 
         run.labels,
         search.free(points),
         tau,
-        constant * unit,
+        begin,
         torch.zeros_like(tau),
         count,
         zeros,
@@ -185,7 +188,7 @@ class _Search:
 
     criterion: Criterion
     solve_steps: int
-    step_size: float
+    step_size: float | None
     doublings: int
     shrink: float
     tolerance: float
@@ -219,25 +222,26 @@ class _Search:
         nearer = broken & (length < nearest.distance[state.rows])
         nearest.images[state.rows[nearer]] = candidate[nearer]
         nearest.distance[state.rows[nearer]] = length[nearer]
-        self._descend(state, gradient)
         solved = broken & (length <= (1 + _ROUNDING) * state.tau)
-        spent = ~solved & (state.taken >= self.solve_steps)
-        return self._choose(state, candidate, nearest, solved=solved, spent=spent)
+        over = state.taken >= self.solve_steps
+        self._descend(state, gradient)
+        more = (state.doubled < self.doublings) | nearest.distance[state.rows].isinf()
+        # With a larger c it goes on from where it is, which is looked at then; to give up it is looked at before.
+        double = ~solved & more & (state.taken >= self.solve_steps)
+        return self._choose(state, candidate, nearest, solved=solved, double=double, give_up=~solved & ~more & over)
 
     def _descend(self, state: State, gradient: Tensor) -> None:
         """Take Adam's step."""
         decay, decay_square = _ADAM
         left = 1 - state.taken / self.solve_steps
-        size = self.step_size * state.tau * (_FINAL_SHARE + (1 - _FINAL_SHARE) * left.to(state.tau.dtype))
+        share = _FINAL_SHARE + (1 - _FINAL_SHARE) * left.to(state.tau.dtype)
         state.taken = state.taken + 1
         state.first = decay * state.first + (1 - decay) * gradient
         state.second = decay_square * state.second + (1 - decay_square) * gradient.square()
         taken = state.taken.to(state.tau.dtype)
         first = state.first / per_example(1 - decay**taken, gradient)
         second = state.second / per_example(1 - decay_square**taken, gradient)
-        way = per_example(size, gradient)
-        if self.variable == "tanh":
-            way = self._stretch(state) * per_example(size / state.tau, gradient)
+        way = self._length(state) * per_example(share, gradient)
         # Gradients of float32 networks vanish below 1e-20 in their squares.
         moved = state.free - way * first / (second.sqrt() + 1e-12)
         state.free = moved if self.variable == "tanh" else moved.clamp(0.0, 1.0)
@@ -250,37 +254,38 @@ class _Search:
         tau = per_example(state.tau, state.free)
         return torch.minimum(torch.maximum(self.pixels(state.free), state.images - tau), state.images + tau)
 
-    def _stretch(self, state: State) -> Tensor:
-        """Return how far the variable goes while a pixel goes by tau, towards grey."""
+    def _length(self, state: State) -> Tensor:
+        """Return the length of a minimisation's first step, for each pixel or for all."""
         tau = per_example(state.tau, state.images)
+        if self.step_size is not None:
+            return torch.full_like(tau, self.step_size)
+        if self.variable == "box":
+            return _STEP * tau
+        # Where tanh is flat its argument has far to go until a pixel has gone by tau, towards grey.
         inward = torch.where(state.images < 0.5, state.images + tau, state.images - tau).clamp(0.0, 1.0)
-        return (self.free(inward) - self.free(state.images)).abs()
+        return _STEP * (self.free(inward) - self.free(state.images)).abs()
 
     def _choose(
-        self, state: State, candidate: Tensor, nearest: Nearest, *, solved: Tensor, spent: Tensor
+        self, state: State, candidate: Tensor, nearest: Nearest, *, solved: Tensor, double: Tensor, give_up: Tensor
     ) -> Tensor:
         """Choose tau and c of the next minimisation, for whom the last is over; return who is done."""
         best, points = nearest.distance[state.rows], nearest.images[state.rows]
-        found = best.isfinite()
-        double = spent & ((state.doubled < self.doublings) | ~found)
-        give_up = spent & ~double
+        found, ended = best.isfinite(), solved | give_up
         state.in_vain = torch.where(give_up, state.tau, state.in_vain)
         # Half way in the logarithm, between what was in vain and what was reached.
         between = (state.in_vain * best).sqrt()
-        smaller = torch.maximum(self.shrink * best, between)
-        tau = torch.where(solved, smaller, torch.where(give_up, between, state.tau))
-        state.tau = torch.where(spent & ~found, 2 * state.tau, tau).clamp(_SMALLEST, _LARGEST)
-        back = 0.5**state.doubled.to(best.dtype)
-        factor = torch.where(double, 2.0, torch.where(solved | give_up, back, 1.0))
-        state.constant = state.constant * factor.to(best.dtype)
-        state.doubled = torch.where(solved | give_up, 0, state.doubled + double.long())
-        # Whoever is solved stands at the boundary already: it goes on from there; whoever gave up goes back to its best.
-        place = torch.where(per_example(give_up, points), points, candidate)
-        again = per_example(solved | give_up, points)
-        state.free = torch.where(again, self.free(place), state.free)
-        fresh = per_example(solved | spent, points)
+        tau = torch.where(solved, torch.maximum(self.shrink * best, between), state.tau)
+        tau = torch.where(give_up, between, torch.where(double & ~found, 2 * tau, tau))
+        state.tau = tau.clamp(_SMALLEST, _LARGEST)
+        back = 0.5 ** state.doubled.to(best.dtype)
+        state.constant = state.constant * torch.where(ended, back, torch.where(double, 2.0, 1.0).to(best.dtype))
+        state.doubled = torch.where(ended, 0, state.doubled + double.long())
+        # Whoever is solved stands at the boundary already, and goes on from there; who gave up goes back to its best.
+        place = torch.where(per_example(solved, points), candidate, points)
+        state.free = torch.where(per_example(ended, points), self.free(place), state.free)
+        fresh = per_example(ended | double, points)
         state.first, state.second = state.first.masked_fill(fresh, 0), state.second.masked_fill(fresh, 0)
-        state.taken = state.taken.masked_fill(solved | spent, 0)
+        state.taken = state.taken.masked_fill(ended | double, 0)
         return found & (state.in_vain > 0) & (best <= (1 + self.tolerance) * state.in_vain)
 
 
