@@ -18,6 +18,8 @@ from robench.threat_model import ThreatModel
 
 #: The bound stays in this range of pixels: below, float32 has few values left between it and the image.
 _SMALLEST, _LARGEST = 1e-5, 1.0
+#: Squares of the gradients that it multiplies are to be finite in float32.
+_LARGEST_CONSTANT = 1e15
 #: By how much the step across the linearised boundary, with which the search begins, overshoots.
 _OVERSHOOT = 1.05
 #: Where nothing else is asked for: c's pull at a pixel, in units of the penalty's, and the step as a share of tau.
@@ -277,8 +279,10 @@ class _Search:
         tau = torch.where(solved, torch.maximum(self.shrink * best, between), state.tau)
         tau = torch.where(give_up, between, torch.where(double & ~found, 2 * tau, tau))
         state.tau = tau.clamp(_SMALLEST, _LARGEST)
-        back = 0.5 ** state.doubled.to(best.dtype)
-        state.constant = state.constant * torch.where(ended, back, torch.where(double, 2.0, 1.0).to(best.dtype))
+        # Where nothing was found for long, c began too small: it goes back by as much as one tau may cost.
+        back = 0.5 ** state.doubled.clamp_max(self.doublings).to(best.dtype)
+        factor = torch.where(ended, back, torch.where(double, 2.0, 1.0).to(best.dtype))
+        state.constant = (state.constant * factor).clamp_max(_LARGEST_CONSTANT)
         state.doubled = torch.where(ended, 0, state.doubled + double.long())
         # Whoever is solved stands at the boundary already, and goes on from there; who gave up goes back to its best.
         place = torch.where(per_example(solved, points), candidate, points)

@@ -196,6 +196,19 @@ def test_a_broken_image_is_returned_as_it_is_and_so_is_one_that_cannot_be_broken
     assert torch.equal(attacked(constant, images, torch.zeros(4, dtype=torch.int64)), images)
 
 
+def test_a_long_search_in_vain_stays_finite():
+    """Where no class can overtake the label, c doubles to the end: the answer is the image and no number overflows."""
+    model = Linear(3, 16).requires_grad_(False).float()
+    model.bias.copy_(torch.tensor([1e4, 0.0, 0.0]))
+    images, labels = pictures(2).float(), torch.zeros(2, dtype=torch.int64)
+    search = search_of(doublings=0, solve_steps=1)
+    state, nearest = begun(model, images, labels, search)
+    for _ in range(300):
+        search.step(state, nearest)
+    assert all(x.isfinite().all() for x in (state.free, state.constant, state.second, state.tau))
+    assert torch.equal(attacked(model, images, labels), images)
+
+
 def test_the_constant_follows_the_scale_of_the_logits(net):
     class Scaled(torch.nn.Module):
         def forward(self, images):
