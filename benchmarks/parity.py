@@ -45,7 +45,7 @@ MODELS = {
 }
 ATTACKS = (
     *("fgsm", "pgd-40", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack"),
-    *("deepfool", "fab", "fab-t", "ddn", "cw-l2"),
+    *("deepfool", "fab", "fab-t", "ddn", "cw-l2", "cw-linf"),
 )
 #: Minimum-norm distances that differ by less are equal.
 _EQUAL = 0.01

@@ -111,6 +111,24 @@ def _cw(model: nn.Module, images: Tensor, labels: Tensor, question: Question) ->
     return _answer(attack, images, labels)
 
 
+def _cw_linf(model: nn.Module, images: Tensor, labels: Tensor, question: Question) -> Tensor:
+    given = question.parameters
+    chosen = {"learning_rate": given["step_size"], "initial_const": given["constant"]}
+    if given["constant"] is not None:
+        # The largest that it tries is below this one.
+        chosen["largest_const"] = 1.5 * given["constant"] * 2 ** given["doublings"]
+    attack = evasion.CarliniLInfMethod(
+        _classifier(model, images),
+        max_iter=given["solve_steps"],
+        decrease_factor=given["shrink"],
+        confidence=given["confidence"],
+        batch_size=len(images),
+        verbose=False,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    return _answer(attack, images, labels)
+
+
 def _classifier(model: nn.Module, images: Tensor) -> PyTorchClassifier:
     return PyTorchClassifier(
         model,
@@ -129,7 +147,15 @@ def _answer(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
     return torch.from_numpy(found).to(images.device)
 
 
-_SEARCHES = {"fgsm": _fgsm, "pgd": _pgd, "apgd": _apgd, "deepfool": _deepfool, "cw-l2": _cw, "square": _square}
+_SEARCHES = {
+    "fgsm": _fgsm,
+    "pgd": _pgd,
+    "apgd": _apgd,
+    "deepfool": _deepfool,
+    "cw-l2": _cw,
+    "cw-linf": _cw_linf,
+    "square": _square,
+}
 
 ENTRY = BackendEntry(
     name="art",
@@ -177,6 +203,18 @@ ENTRY = BackendEntry(
                 "notes": (
                     "takes a step size and a first constant of its own where none are given",
                     "searches a line at every step instead of Adam's step",
+                ),
+            },
+        ),
+        "cw-linf": (
+            {
+                "norms": ("Linf",),
+                "translated": ("solve_steps", "step_size", "constant", "doublings", "shrink", "confidence"),
+                "lacks": {"variable": "tanh", "start": "image", "final_search": 0},
+                "notes": (
+                    "takes a step size and constants from 1e-5 to 20 of its own where none are given",
+                    "begins every minimisation at the image, leaves c out of the loss's gradient, and ends where a tau "
+                    "brings nothing nearer, after however many steps",
                 ),
             },
         ),
