@@ -126,6 +126,25 @@ class BackendEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CertificateEntry:
+    """A certificate: ``certify(model, images, labels, **parameters) -> Certified`` (:mod:`robench.certification`)."""
+
+    name: str
+    certify: Callable[..., Any]
+    summary: str
+    source: str
+    """Paper, and equation or algorithm."""
+    version: int
+    """Raise it when the same parameters would give other numbers; it is part of every result's identity."""
+    guarantee: str
+    """What the radii are, for which function, at which confidence; `{name}` stands for a parameter's value."""
+    passes: str = "0"
+    """How many forward passes it takes per example at most, as :mod:`robench.amounts` reads it; `classes` is the number
+    of classes."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DefenseEntry:
     """A training objective: a function ``(model, images, labels, *, random, progress, **parameters) -> LossParts``,
     or a class whose constructor takes the parameters and whose instances are called that way
@@ -215,6 +234,7 @@ KINDS: dict[str, Kind] = {
     "attacks": Kind("attacks", "attack", "AttackEntry", "attack"),
     "backends": Kind("backends", "backend", "BackendEntry", "search"),
     "defenses": Kind("defenses", "defense", "DefenseEntry", "objective"),
+    "certificates": Kind("certification", "certificate", "CertificateEntry", "certify"),
     "architectures": Kind("architectures", "architecture", "ArchitectureEntry", "build"),
     "datasets": Kind("datasets", "data set", "DatasetEntry", "load"),
     "leaderboards": Kind("leaderboards", "leaderboard", "LeaderboardEntry", "build"),
@@ -309,9 +329,12 @@ def checked(value: Any, parameter: Parameter, label: str) -> Any:
 
 
 def _typed_text(text: str, annotation: str) -> Any:
-    """Read what pydantic would not: `none`, threat models, and radii written as fractions (`2/255`)."""
+    """Read what pydantic would not: `none`, lists, threat models, and radii written as fractions (`2/255`)."""
     if text.lower() == "none" and annotation.endswith("| None"):
         return None
+    if annotation.startswith("tuple[") and text.startswith("["):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(f"value = {text}")["value"]
     if annotation.removesuffix(" | None") == "ThreatModel":
         return ThreatModel.parse(text)
     if annotation.removesuffix(" | None") in {"float", "PositiveFloat", "NonNegativeFloat", "Probability"}:

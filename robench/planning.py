@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from robench import backends, catalog
@@ -12,6 +13,8 @@ from robench.errors import UserError
 from robench.records import (
     PLAIN,
     AttackIdentity,
+    CertificateIdentity,
+    CertificateSpec,
     Decision,
     EvalRecord,
     EvalSpec,
@@ -35,6 +38,8 @@ class Suite(Value):
     """Under every norm, and first."""
     linf: tuple[str, ...] = ()
     l2: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    """Whatever the threat model is."""
 
     def under(self, norm: Norm) -> tuple[str, ...]:
         """Return the attacks for one norm, in the order in which they run."""
@@ -80,6 +85,8 @@ def load_suite(name: str) -> Suite:
         suite = Suite.model_validate(plugin.facts)
         for attack in suite.attacks:
             attack_settings(attack)
+        for certificate in suite.certificates:
+            identify_certificate(certificate, sigma=1.0)
         for norm, own in (("Linf", suite.linf), ("L2", suite.l2)):
             for attack in own:
                 identify_attack(attack, ThreatModel.parse(f"{norm}@1"))
@@ -90,15 +97,22 @@ def load_suite(name: str) -> Suite:
 
 def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
     """Read `NAME` or `NAME:key=value,key=value`; return the attack and all its parameters."""
+    name, overrides = _assignments(text, "attack")
+    plugin = catalog.find("attacks", name)
+    return plugin, plugin.settings(overrides)
+
+
+def _assignments(text: str, kind: str) -> tuple[str, dict[str, str]]:
+    """Read `NAME:key=value,key=value`; a value in brackets may hold commas."""
     name, colon, assignments = text.partition(":")
-    plugin = catalog.find("attacks", name.strip())
-    overrides: dict[str, str] = {}
-    for assignment in assignments.split(",") if colon else []:
+    example = {"attack": "steps=50,restarts=3", "certificate": "n=1000,alpha=0.01"}[kind]
+    found: dict[str, str] = {}
+    for assignment in re.split(r",(?![^\[]*\])", assignments) if colon else []:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise UserError(f"attack {text!r}: {assignment!r} is not key=value; write {name}:steps=50,restarts=3")
-        overrides[key.strip()] = value.strip()
-    return plugin, plugin.settings(overrides)
+            raise UserError(f"{kind} {text!r}: {assignment!r} is not key=value; write {name}:{example}")
+        found[key.strip()] = value.strip()
+    return name.strip(), found
 
 
 def identify_attack(
@@ -117,6 +131,27 @@ def identify_attack(
     return AttackIdentity(name=name, entry=plugin.entry, parameters=parameters, **implementation)
 
 
+def identify_certificate(text: str, *, sigma: float | None = None) -> CertificateIdentity:
+    """Read `NAME` or `NAME:key=value,key=value`; `sigma` is the noise of those that do not say their own."""
+    name, overrides = _assignments(text, "certificate")
+    plugin = catalog.find("certificates", name)
+    if sigma and "sigma" in plugin.parameters and "sigma" not in overrides and "sigma" not in plugin.preset:
+        overrides["sigma"] = str(sigma)
+    parameters = plugin.settings(overrides)
+    return CertificateIdentity(
+        name=_canonical(plugin, parameters, "certificates"),
+        entry=plugin.entry,
+        version=plugin.facts["version"],
+        parameters=parameters,
+    )
+
+
+def guarantee_of(certificate: CertificateIdentity) -> str:
+    """Return what a certificate's radii are, with its parameters' values."""
+    text: str = catalog.find("certificates", certificate.entry).facts["guarantee"]
+    return text.format(**certificate.parameters)
+
+
 def is_minimum_norm(spec: EvalSpec) -> bool:
     """Tell whether the attack looks for the nearest adversarial example, whatever epsilon is."""
     content = spec.attack.parameters.get("stop_within_epsilon", False)
@@ -133,16 +168,16 @@ def is_bounded(spec: EvalSpec) -> bool:
 def code_fingerprint() -> str:
     """Return 8 hexadecimal digits of the hash of everything that computes answers."""
     digest = hashlib.sha256()
-    folders = ("attacks", "backends", "evaluation", "architectures")
+    folders = ("attacks", "backends", "certification", "evaluation", "architectures")
     files = [p for folder in folders for p in (PACKAGE / folder).glob("*.py")]
-    ground = "losses", "lp_geometry", "random_streams", "classifier", "compilation", "cpu_layers", "target", "voting"
-    files += [PACKAGE / f"{name}.py" for name in ground]
+    ground = "losses lp_geometry random_streams classifier compilation cpu_layers target voting smoothing_bounds"
+    files += [PACKAGE / f"{name}.py" for name in ground.split()]
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:8]
 
 
-def journal_key(spec: EvalSpec) -> str:
+def journal_key(spec: EvalSpec | CertificateSpec) -> str:
     """Return the name under which a question's finished shards wait for the others.
 
     Rows that other code computed never meet: after a change an interrupted evaluation begins anew.
@@ -156,11 +191,16 @@ def canonical_name(plugin: catalog.Plugin, parameters: dict[str, object]) -> str
     It is a preset's name only if all parameters are the preset's: `pgd-100:steps=1` is `pgd:steps=1`, and
     `pgd:steps=20` is `pgd-20`.
     """
-    family = [p for p in catalog.plugins("attacks").values() if p.entry == plugin.entry and p.preset]
+    return _canonical(plugin, parameters, "attacks")
+
+
+def _canonical(plugin: catalog.Plugin, parameters: Mapping[str, object], kind: str) -> str:
+    family = [p for p in catalog.plugins(kind).values() if p.entry == plugin.entry]
+    required = {key: parameters[key] for key, p in plugin.parameters.items() if p.required}
     for preset in family:
-        if preset.settings() == parameters:
+        if preset.preset and preset.settings(required) == parameters:
             return preset.name
-    usual = catalog.find("attacks", plugin.entry).settings()
+    usual = catalog.find(kind, plugin.entry).settings(required)
     changed = [f"{key}={value}" for key, value in parameters.items() if value != usual[key]]
     return f"{plugin.entry}:{','.join(changed)}" if changed else plugin.entry
 
@@ -173,7 +213,7 @@ def plan(request: Request) -> list[EvalSpec]:
     specs = {}
     for threat in request.threats:
         own = request.suite.under(threat.norm) if request.suite else ()
-        if request.suite and not own:
+        if request.suite and not own and not request.suite.certificates:
             raise UserError(f"the suite has no attack for {threat.norm} ({request.suite.summary}); choose another")
         for text in (*own, *request.attacks):
             spec = EvalSpec(

@@ -353,6 +353,88 @@ class TransferRecord(Value):
     """Of the Parquet file with one row per example."""
 
 
+class CertificateIdentity(Value):
+    """A way to certify with everything that can change its answer."""
+
+    name: str
+    """As users know it (`cohen`)."""
+    entry: str
+    """The plugin's name."""
+    version: int
+    parameters: dict[str, Any]
+    """Every parameter, defaults included."""
+
+
+class CertificateSpec(Value):
+    """One question of certification: how far is each example's prediction guaranteed?"""
+
+    schema_version: Literal[1] = 1
+    model: ModelIdentity
+    examples: Examples
+    certificate: CertificateIdentity
+    seed: int
+    precision: Precision
+    """Of the forward passes: what is certified is the function that was evaluated."""
+
+    @property
+    def identity(self) -> str:
+        """Return the question's name: 16 hexadecimal digits of its hash."""
+        return canonical_hash(self.model_dump(mode="json"))[:16]
+
+
+class Radii(Value):
+    """What there is to say of the radii of some examples."""
+
+    n: int
+    mean: float
+    median: float
+    std: float
+    maximum: float
+
+
+class CertificateRecord(Value):
+    """One answer, written once."""
+
+    schema_version: Literal[1] = 1
+    spec: CertificateSpec
+    status: Literal["complete", "failed"]
+    guarantee: str
+    """What the radii are, for which function, at which confidence."""
+    plain: Proportion
+    """Correct by one forward pass, of all examples."""
+    correct: Proportion
+    """Correct by the certified prediction, abstentions counted as wrong."""
+    abstained: Proportion
+    average_radius: float
+    """Mean over all examples, where wrong ones and abstentions count 0: the average certified radius (ACR) of Zhai et
+    al., arXiv:2001.02378."""
+    radii: Radii | None
+    """Of the correct examples; None where there is none."""
+    positive_radii: Radii | None
+    """Of the examples with a radius above 0, right or wrong, which the tables of L-bounds are over."""
+    premise_gap: float | None = None
+    """Where the certificate supposes that the model is a Gaussian average: the mean over the examples of the L2
+    distance of its probabilities from that average."""
+    errors: tuple[ShardError, ...] = ()
+    cost: Cost
+    provenance: Provenance
+    outcomes_sha256: str
+    """Of the Parquet file with one row per example."""
+
+
+#: One row per example of a certificate.
+CERTIFICATE_COLUMNS: dict[str, str] = {
+    "example_id": "int64",
+    "label": "int32",
+    "plain_prediction": "int32",  # of one forward pass
+    "prediction": "int32",  # the certified one; -1 where it abstains. Of top-k rules the first of the set
+    "correct": "bool",
+    "radius": "float64",  # L2; 0 where it abstains
+    "hits": "int64",  # of the samples that the bound is of; -1 where there are none
+    "samples": "int64",  # all that were drawn, selection included
+    "premise_gap": "float64",  # -1 where nothing is supposed
+}
+
 #: One row per example: name and Parquet type. Distances are of the returned image from the clean one.
 OUTCOME_COLUMNS: dict[str, str] = {
     "example_id": "int64",

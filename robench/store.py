@@ -4,6 +4,7 @@
 
     reports/records/<model>/<identity>.json           an answer; the identity is the hash of its question
     reports/records/<model>/<identity>.failed.json    its attack failed; replaced when it is asked again
+    reports/certificates/<model>/<identity>.json      how far predictions are guaranteed, or their margins
     reports/transfers/<target>/<identity>.json        how a model does on images that were made on another
     reports/records/<model>/<identity>.partial.json   it was stopped on purpose; replaced when it is asked again
     reports/outcomes/<identity>-<sha256[:8]>.parquet  its rows, one per example
@@ -28,14 +29,17 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robench.errors import StorageError, UnsafeFile, UserError
 from robench.records import (
+    CERTIFICATE_COLUMNS,
     OUTCOME_COLUMNS,
+    CertificateRecord,
+    CertificateSpec,
     Cost,
     EvalRecord,
     EvalSpec,
@@ -51,7 +55,12 @@ if TYPE_CHECKING:
 Rows = Mapping[str, NDArray[Any]]
 """One array per column of OUTCOME_COLUMNS, all of one length: one entry per example."""
 
-_Answer = TypeVar("_Answer", EvalRecord, TransferRecord)
+_Answer = TypeVar("_Answer", EvalRecord, TransferRecord, CertificateRecord)
+
+RowKind = Literal["outcomes", "certificates"]
+"""What the rows are of: attacks, or certificates."""
+
+_COLUMNS: Mapping[RowKind, Mapping[str, str]] = {"outcomes": OUTCOME_COLUMNS, "certificates": CERTIFICATE_COLUMNS}
 
 #: How the names of records end that are not complete.
 _UNFINISHED = (".failed.json", ".partial.json")
@@ -76,6 +85,14 @@ class StoredTransfer:
     record: TransferRecord
 
 
+@dataclass(frozen=True)
+class StoredCertificate:
+    """A certificate's record and the file it stands in."""
+
+    path: Path
+    record: CertificateRecord
+
+
 class StoredCard(NamedTuple):
     """A model card and the folder it stands in, together with its weights and its training log."""
 
@@ -90,9 +107,10 @@ class Results:
     records: tuple[StoredRecord, ...]
     cards: Mapping[str, StoredCard]
     """By model id; models that are in no registry have none."""
-    outcomes: Callable[[EvalRecord | TransferRecord], Rows]
+    outcomes: Callable[[EvalRecord | TransferRecord | CertificateRecord], Rows]
     """Returns a record's rows, sorted by example_id."""
     transfers: tuple[StoredTransfer, ...] = ()
+    certificates: tuple[StoredCertificate, ...] = ()
 
 
 class Store:
@@ -110,7 +128,11 @@ class Store:
         """Return where the record of a transfer stands, or would stand."""
         return self.root / "transfers" / file_name(spec.target.id) / f"{spec.identity}.json"
 
-    def outcomes_path(self, record: EvalRecord | TransferRecord) -> Path:
+    def certificate_path(self, spec: CertificateSpec) -> Path:
+        """Return where the record of a certificate stands, or would stand."""
+        return self.root / "certificates" / file_name(spec.model.id) / f"{spec.identity}.json"
+
+    def outcomes_path(self, record: EvalRecord | TransferRecord | CertificateRecord) -> Path:
         """Return where a record's rows stand."""
         return self.root / "outcomes" / f"{record.spec.identity}-{record.outcomes_sha256[:8]}.parquet"
 
@@ -173,6 +195,37 @@ class Store:
                 self.outcomes_path(record).unlink(missing_ok=True)
         return path
 
+    def find_certificate(self, spec: CertificateSpec) -> CertificateRecord | None:
+        """Return the record of a certificate, or None; raise UserError for a damaged one."""
+        return _read(self.certificate_path(spec), CertificateRecord)
+
+    def write_certificate(self, record: CertificateRecord, rows: Rows) -> Path:
+        """Write a complete certificate and its rows, once: where there is one already, that one is kept.
+
+        Raises ValueError for rows that do not fit the record, StorageError if writing fails.
+        """
+        data = outcome_bytes(rows, "certificates")
+        counted = len(rows["correct"]), int(np.sum(rows["correct"]))
+        if hashlib.sha256(data).hexdigest() != record.outcomes_sha256 or record.status != "complete":
+            raise ValueError("the rows do not match the record's outcomes_sha256, or it is not complete")
+        if counted != (record.correct.n, record.correct.successes):
+            raise ValueError(f"{counted[1]} of {counted[0]} rows are correct, the record says {record.correct}")
+        path = self.certificate_path(record.spec)
+        if path.exists():
+            return path
+        publish(self.outcomes_path(record), data)
+        if not publish(path, record.to_json().encode(), replace=False):
+            kept = self.find_certificate(record.spec)
+            if kept and self.outcomes_path(record) != self.outcomes_path(kept):
+                self.outcomes_path(record).unlink(missing_ok=True)
+        return path
+
+    def certificates(self) -> Iterator[StoredCertificate]:
+        """Yield all certificates in the order of their paths; raise UserError that names a damaged file."""
+        for path in sorted((self.root / "certificates").glob("*/*.json")):
+            if record := _read(path, CertificateRecord):
+                yield StoredCertificate(path, record)
+
     def _withdraw(self, record: EvalRecord | None, *, kept: EvalRecord | None) -> None:
         """Remove the rows of a record that `kept` supersedes."""
         if record and kept and self.outcomes_path(record) != self.outcomes_path(kept):
@@ -206,10 +259,10 @@ class Store:
                 if record and record.status == "complete" and record.spec.model == model:
                     yield record
 
-    def outcomes(self, record: EvalRecord | TransferRecord) -> dict[str, NDArray[Any]]:
+    def outcomes(self, record: EvalRecord | TransferRecord | CertificateRecord) -> dict[str, NDArray[Any]]:
         """Return a record's rows, sorted by example_id; raise UnsafeFile if they are gone or changed."""
         path = self.outcomes_path(record)
-        own = self.record_path(record.spec) if isinstance(record, EvalRecord) else self.transfer_path(record.spec)
+        own = self._path_of(record)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -219,37 +272,49 @@ class Store:
                 f"{path} does not match its record's outcomes_sha256; restore it, "
                 f"or delete it and {own} and evaluate again"
             )
-        return _columns(_read_parquet(data))
+        kind: RowKind = "certificates" if isinstance(record, CertificateRecord) else "outcomes"
+        return _columns(_read_parquet(data, kind), kind)
+
+    def _path_of(self, record: EvalRecord | TransferRecord | CertificateRecord) -> Path:
+        match record:
+            case EvalRecord():
+                return self.record_path(record.spec)
+            case TransferRecord():
+                return self.transfer_path(record.spec)
+            case CertificateRecord():
+                return self.certificate_path(record.spec)
 
     def results(self, cards: Mapping[str, StoredCard]) -> Results:
         """Return everything that leaderboards are built from; rows are read when asked for, and once."""
         cache: dict[str, Rows] = {}
 
-        def outcomes(record: EvalRecord | TransferRecord) -> Rows:
+        def outcomes(record: EvalRecord | TransferRecord | CertificateRecord) -> Rows:
             key = record.outcomes_sha256
             if key not in cache:
                 cache[key] = self.outcomes(record)
             return cache[key]
 
-        return Results(tuple(self.records()), cards, outcomes, tuple(self.transfers()))
+        return Results(tuple(self.records()), cards, outcomes, tuple(self.transfers()), tuple(self.certificates()))
 
-    def journal_write(self, identity: str, rows: Rows, *, cost: Cost, notes: Collection[str] = ()) -> None:
+    def journal_write(
+        self, identity: str, rows: Rows, *, cost: Cost, notes: Collection[str] = (), kind: RowKind = "outcomes"
+    ) -> None:
         """Keep a finished shard's rows, what they took and what is to be said, until the evaluation is complete."""
         facts = {_COST: cost.model_dump_json().encode(), _NOTES: json.dumps(sorted(notes)).encode()}
-        table = _table(rows).replace_schema_metadata(facts)
+        table = _table(rows, kind).replace_schema_metadata(facts)
         first = table["example_id"][0].as_py() if len(table) else 0
         name = f"{identity}-{first}-{len(table)}-{secrets.token_hex(4)}.parquet"
         publish(self.root / ".work" / name, _parquet(table))
 
-    def journal_read(self, identity: str) -> dict[str, NDArray[Any]]:
+    def journal_read(self, identity: str, kind: RowKind = "outcomes") -> dict[str, NDArray[Any]]:
         """Return the rows of all finished shards, sorted, each example once; none without a journal.
 
         A damaged file (a disk that was full) is left out: its examples are computed again.
         """
         import pyarrow as pa
 
-        tables = [table.replace_schema_metadata(None) for table in self._journal_tables(identity)]
-        rows = _columns(pa.concat_tables([_table({}), *tables]))
+        tables = [table.replace_schema_metadata(None) for table in self._journal_tables(identity, kind)]
+        rows = _columns(pa.concat_tables([_table({}, kind), *tables]), kind)
         _, first = np.unique(rows["example_id"], return_index=True)
         return {name: values[first] for name, values in rows.items()}
 
@@ -257,9 +322,11 @@ class Store:
         """Return how many examples are in the journal, by its files' names: a plan needs no more."""
         return sum(int(path.stem.split("-")[-2]) for path in self._journal(identity))
 
-    def journal_cost(self, identity: str) -> Cost:
+    def journal_cost(self, identity: str, kind: RowKind = "outcomes") -> Cost:
         """Return what the finished shards took, all runs together."""
-        costs = [Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity)]
+        costs = [
+            Cost.model_validate_json(table.schema.metadata[_COST]) for table in self._journal_tables(identity, kind)
+        ]
         return Cost(
             forward_passes=sum(c.forward_passes for c in costs),
             backward_passes=sum(c.backward_passes for c in costs),
@@ -268,7 +335,11 @@ class Store:
 
     def journal_notes(self, identity: str) -> set[str]:
         """Return what is to be said of the finished shards."""
-        return {note for table in self._journal_tables(identity) for note in json.loads(table.schema.metadata[_NOTES])}
+        return {
+            note
+            for table in self._journal_tables(identity, "outcomes")
+            for note in json.loads(table.schema.metadata[_NOTES])
+        }
 
     def journal_clear(self, identity: str) -> None:
         """Forget the finished shards."""
@@ -278,10 +349,10 @@ class Store:
     def _journal(self, identity: str) -> list[Path]:
         return sorted((self.root / ".work").glob(f"{identity}-*.parquet"))
 
-    def _journal_tables(self, identity: str) -> Iterator[Any]:
+    def _journal_tables(self, identity: str, kind: RowKind) -> Iterator[Any]:
         for path in self._journal(identity):
             with contextlib.suppress(UnsafeFile, FileNotFoundError):
-                table = _read_parquet(path.read_bytes())
+                table = _read_parquet(path.read_bytes(), kind)
                 if _COST in (table.schema.metadata or {}):
                     yield table
 
@@ -295,43 +366,43 @@ def file_name(name: str) -> str:
     return safe if name and safe == name else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def outcome_bytes(outcomes: Rows | pa.Table) -> bytes:
+def outcome_bytes(outcomes: Rows | pa.Table, kind: RowKind = "outcomes") -> bytes:
     """Return rows as a Parquet file, sorted by example_id.
 
     The same rows give the same bytes with the same release of pyarrow, whatever order they come in. Raises
     ValueError for missing, unknown or unequally long columns, and for an example that comes twice.
     """
-    table = _table(outcomes).sort_by("example_id")
+    table = _table(outcomes, kind).sort_by("example_id")
     ids = _array(table["example_id"].combine_chunks(), "int64")
     if (ids[1:] == ids[:-1]).any():
         raise ValueError(f"outcomes hold example {ids[1:][ids[1:] == ids[:-1]][0]} twice")
     return _parquet(table)
 
 
-def outcome_sha256(outcomes: Rows | pa.Table) -> str:
+def outcome_sha256(outcomes: Rows | pa.Table, kind: RowKind = "outcomes") -> str:
     """Return the SHA-256 of the Parquet file that the rows make: a record's `outcomes_sha256`."""
-    return hashlib.sha256(outcome_bytes(outcomes)).hexdigest()
+    return hashlib.sha256(outcome_bytes(outcomes, kind)).hexdigest()
 
 
 @functools.cache
-def _schema() -> Any:
+def _schema(kind: RowKind) -> Any:
     import pyarrow as pa
 
-    return pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in OUTCOME_COLUMNS.items()])
+    return pa.schema([pa.field(name, pa.type_for_alias(type_)) for name, type_ in _COLUMNS[kind].items()])
 
 
-def _table(rows: Rows | pa.Table) -> Any:
-    """Return a pyarrow Table of the outcome columns; `{}` is the empty one."""
+def _table(rows: Rows | pa.Table, kind: RowKind) -> Any:
+    """Return a pyarrow Table of the columns of that kind; `{}` is the empty one."""
     import pyarrow as pa
 
     columns = rows if isinstance(rows, Mapping) else dict(zip(rows.column_names, rows.columns, strict=True))
     if not columns:
-        return _schema().empty_table()
-    if set(columns) != set(OUTCOME_COLUMNS):
-        wrong = sorted(set(columns) ^ set(OUTCOME_COLUMNS))
+        return _schema(kind).empty_table()
+    if set(columns) != set(_COLUMNS[kind]):
+        wrong = sorted(set(columns) ^ set(_COLUMNS[kind]))
         raise ValueError(f"outcomes have missing or unknown columns: {', '.join(wrong)}")
     try:
-        return pa.table({name: columns[name] for name in OUTCOME_COLUMNS}, schema=_schema())
+        return pa.table({name: columns[name] for name in _COLUMNS[kind]}, schema=_schema(kind))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"outcomes do not fit their columns: {error}") from None
 
@@ -345,7 +416,7 @@ def _parquet(table: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _read_parquet(data: bytes) -> Any:
+def _read_parquet(data: bytes, kind: RowKind) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -353,13 +424,13 @@ def _read_parquet(data: bytes) -> Any:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise UnsafeFile(f"these are no outcomes: {error}") from None
-    if not table.schema.equals(_schema()) or any(column.null_count for column in table.columns):
+    if not table.schema.equals(_schema(kind)) or any(column.null_count for column in table.columns):
         raise UnsafeFile(f"these are no outcomes: the columns are {', '.join(table.column_names)}")
     return table
 
 
-def _columns(table: Any) -> dict[str, NDArray[Any]]:
-    return {name: _array(table[name].combine_chunks(), kind) for name, kind in OUTCOME_COLUMNS.items()}
+def _columns(table: Any, kind: RowKind) -> dict[str, NDArray[Any]]:
+    return {name: _array(table[name].combine_chunks(), type_) for name, type_ in _COLUMNS[kind].items()}
 
 
 def _array(column: Any, kind: str) -> NDArray[Any]:
@@ -378,7 +449,7 @@ def _check_fit(record: EvalRecord | TransferRecord, data: bytes) -> None:
     """Raise ValueError unless the rows are those that the record was made from."""
     if hashlib.sha256(data).hexdigest() != record.outcomes_sha256:
         raise ValueError("the rows do not match the record's outcomes_sha256; which is outcome_sha256(rows)")
-    rows = _columns(_read_parquet(data))
+    rows = _columns(_read_parquet(data, "outcomes"), "outcomes")
     counted = len(rows["robust"]), int(rows["robust"].sum())
     unfinished = isinstance(record, EvalRecord) and record.status == "failed"
     if not unfinished and counted != (record.robust.n, record.robust.successes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -11,6 +11,7 @@ import typer
 
 from robench import planning
 from robench.backends import NATIVE
+from robench.cli import certifying
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -24,7 +25,17 @@ from robench.cli.options import (
 )
 from robench.errors import Unfinished, UserError
 from robench.evaluation.deadline import Deadline
-from robench.records import PLAIN, Decision, EvalRecord, EvalSpec, ModelCard, ModelIdentity, Precision
+from robench.records import (
+    PLAIN,
+    CertificateRecord,
+    Decision,
+    EvalRecord,
+    EvalSpec,
+    Examples,
+    ModelCard,
+    ModelIdentity,
+    Precision,
+)
 from robench.registry import find_card, identity_of, is_reference
 from robench.threat_model import ThreatModel, exact_fraction
 from robench.workspace import Workspace
@@ -58,6 +69,10 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(help="Whose attacks: native, foolbox, art or autoattack (`robench show foolbox`).")
     ] = NATIVE,
+    certificate: Annotated[
+        list[str] | None,
+        typer.Option("--certificate", help="cohen, anytime, l-bound, effective-margin, ... as --attack. Repeatable."),
+    ] = None,
     threat: Annotated[
         list[str] | None,
         typer.Option("--threat", help="Linf@8/255, L2@0.5, ... Repeatable. Default: the model's, else the data set's."),
@@ -95,7 +110,10 @@ def evaluate(
         int, typer.Option(min=1, help="Forward passes that vote for one prediction: for models that are random.")
     ] = 1,
     sigma: Annotated[
-        float, typer.Option(min=0, help="Noise (standard deviation) that is added before each vote: smoothed models.")
+        float,
+        typer.Option(
+            min=0, help="Noise (standard deviation) that smooths the model: added before each vote, and certified with."
+        ),
     ] = 0.0,
     repeats: Annotated[
         int, typer.Option(min=1, max=62, help="Decisions on each adversarial image: the model's own randomness.")
@@ -124,7 +142,7 @@ def evaluate(
     data_root: DataRootOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Attack a model and write one record per attack; what is known already is not computed again.
+    """Attack or certify a model and write one record per answer; what is known already is not computed again.
 
     Example: robench eval --model mnist-pgd --suite baseline --all
     """
@@ -139,7 +157,10 @@ def evaluate(
         raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
     threats = [ThreatModel.parse(text) for text in threat or ()]
     attacks = list(attack or ())
-    chosen = planning.load_suite(suite or planning.DEFAULT_SUITE) if suite or not attacks else None
+    asked = attacks or certificate
+    chosen = planning.load_suite(suite or planning.DEFAULT_SUITE) if suite or not asked else None
+    certificates = [*(chosen.certificates if chosen else ()), *(certificate or ())]
+    certifying.check(certificates, sigma=sigma)
     for text in attacks:
         planning.attack_settings(text)
     by_default = examples is None and not all_examples
@@ -161,8 +182,9 @@ def evaluate(
     jobs = [prepare(name, options) for name in model]
     store = Store(place.reports)
     questions = planned(jobs, store, device)
+    guarantees = [(job, certifying.questions(job, certificates, options, sigma=sigma)) for job in jobs]
     if dry_run:
-        _print_plan(questions, json_output=json_output)
+        _print_plan(questions, certifying.plan_rows(guarantees, store), json_output=json_output)
         return
     how = Manner(
         batch_size=batch_size,
@@ -174,7 +196,8 @@ def evaluate(
         compile_search=compile_search,
     )
     records = [r for job in jobs for r in run(job, options, store, how)]
-    _print_records(records, json_output=json_output)
+    certified = [r for job, specs in guarantees for r in certifying.run(job, specs, options, store, how)]
+    _print_records(records, certified, json_output=json_output)
     unfinished = len(questions) - sum(r.status == "complete" for r in records)
     if unfinished:
         raise Unfinished(
@@ -237,6 +260,7 @@ class Job:
     dataset: str
     """As it was typed, so that other splits can be opened."""
     images: ImageSet
+    examples: Examples
     ids: Any
     specs: list[EvalSpec]
     loaded: LoadedModel | None
@@ -274,7 +298,7 @@ def prepare(name: str, options: Options) -> Job:
         suite=options.suite,
         backend=options.backend,
     )
-    return Job(identity, card, dataset, images, ids, planning.plan(request), loaded)
+    return Job(identity, card, dataset, images, chosen, ids, planning.plan(request), loaded)
 
 
 def prepare_together(names: Sequence[str], options: Options) -> list[Job]:
@@ -325,28 +349,14 @@ def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> lis
     out_of_time = how.deadline is not None and how.deadline.passed
     if (all(known) and _is_saved(job, store, how)) or out_of_time:
         return [record for record in known if record is not None]
-    import torch
-
     from robench.cli.progress import Bars, EvaluationBar
     from robench.datasets import open_split
     from robench.evaluation.campaign import Campaign, Execution
-    from robench.preflight import preflight
     from robench.provenance import provenance
 
     device = resolve_device(options.device)
     store.check_writable()
-    model = loaded_model(job, options)
-    first = job.ids[:256]
-    images = torch.from_numpy(job.images.read(first)).to(device).float() / 255
-    labels = torch.from_numpy(job.images.labels[first]).to(device)
-    preflight(
-        model,
-        images,
-        labels,
-        card_accuracy=job.card.clean_accuracy if job.card else None,
-        losses={str(spec.attack.parameters["loss"]) for spec in job.specs if "loss" in spec.attack.parameters},
-        decision=job.specs[0].decision,
-    )
+    model = checked_model(job, options)
     execution = Execution(
         device=device,
         provenance=lambda: provenance(device, command_line(), compiled=how.compile_search),
@@ -364,6 +374,25 @@ def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> lis
         progress = EvaluationBar(bars, how.outlook)
         campaign = Campaign(model, job.images, store=store, execution=execution, progress=progress)
         return campaign.answer(job.specs, job.ids)
+
+
+def checked_model(job: Job, options: Options) -> Classifier:
+    """Return a job's model on the device, after the preflight."""
+    import torch
+
+    from robench.preflight import preflight
+
+    model = loaded_model(job, options)
+    device, first = resolve_device(options.device), job.ids[:256]
+    preflight(
+        model,
+        torch.from_numpy(job.images.read(first)).to(device).float() / 255,
+        torch.from_numpy(job.images.labels[first]).to(device),
+        card_accuracy=job.card.clean_accuracy if job.card else None,
+        losses={str(spec.attack.parameters["loss"]) for spec in job.specs if "loss" in spec.attack.parameters},
+        decision=options.decision,
+    )
+    return model
 
 
 def _is_saved(job: Job, store: Store, how: Manner) -> bool:
@@ -450,7 +479,7 @@ def _outlook(questions: Sequence[Planned]) -> Outlook:
     return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts))
 
 
-def _print_plan(questions: Sequence[Planned], *, json_output: bool) -> None:
+def _print_plan(questions: Sequence[Planned], guarantees: Sequence[Mapping[str, Any]], *, json_output: bool) -> None:
     rows = [
         {
             "identity": q.spec.identity,
@@ -472,7 +501,10 @@ def _print_plan(questions: Sequence[Planned], *, json_output: bool) -> None:
         for q in questions
     ]
     if json_output:
-        print_json(rows)
+        print_json([*rows, *guarantees])
+        return
+    certifying.print_plan(guarantees)
+    if not rows:
         return
     wanted = ("model", "dataset", "examples", "until", "threat", "attack", "status")
     shown = [name for name in wanted if name != "until" or any(row["until"] for row in rows)]
@@ -496,9 +528,13 @@ def _robust(record: EvalRecord) -> str:
     return f"{100 * record.robust.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _print_records(records: Sequence[EvalRecord], *, json_output: bool) -> None:
+def _print_records(records: Sequence[EvalRecord], certified: Sequence[CertificateRecord], *, json_output: bool) -> None:
     if json_output:
-        print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in records])
+        answers: list[EvalRecord | CertificateRecord] = [*records, *certified]
+        print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in answers])
+        return
+    certifying.print_records(certified)
+    if not records:
         return
     columns = ["model", "threat", "attack", "test examples", "clean", "robust", "record"]
     rows = []
