@@ -99,10 +99,17 @@ def test_fixed_bounds_are_wrong_at_most_alpha_of_the_time(p):
     chance = binom.pmf(counts, samples, p)
     wrong = clopper_pearson_lower(counts, samples, alpha) > p
     assert chance[wrong].sum() <= alpha * (1 + 1e-9)
-    # The randomised bound is wrong exactly alpha of the time: averaged over its uniform number.
-    uniform = (np.arange(100) + 0.5) / 100
-    missed = np.array([(randomized_lower(counts, samples, alpha, u) > p) for u in uniform]).mean(0)
-    assert (chance * missed).sum() == pytest.approx(alpha, rel=0.05)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+def test_the_randomised_bound_is_wrong_exactly_alpha_of_the_time(p):
+    samples, alpha = 200, 0.01
+    counts = np.arange(samples + 1)
+    chance = binom.pmf(counts, samples, p)
+    likely = counts[chance > 1e-9]
+    uniform = (np.arange(400) + 0.5) / 400
+    missed = np.array([randomized_lower(likely, samples, alpha, u) > p for u in uniform]).mean(0)
+    assert (chance[likely] * missed).sum() == pytest.approx(alpha, rel=0.05)
 
 
 @pytest.mark.parametrize("p", SHARES)
