@@ -29,7 +29,7 @@ def leaderboard(
     names = table or list(catalog.plugins("leaderboards"))
     for name in names:
         catalog.find("leaderboards", name)
-    if not any((place.reports / "records").glob("*/*.json")):
+    if not any(place.reports.glob("records/*/*.json")) and not any(place.reports.glob("certificates/*/*.json")):
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     written = write_leaderboards(names, Store(place.reports), cards(place), place.reports / "leaderboards")
     if json_output:

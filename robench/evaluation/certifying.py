@@ -147,7 +147,7 @@ def record_of(spec: CertificateSpec, rows: Rows, *, cost: Cost, provenance: Prov
         plain=share(rows["plain_prediction"] == rows["label"]),
         correct=share(correct),
         abstained=share(rows["prediction"] < 0),
-        average_radius=float(np.where(correct, radius, 0.0).mean()) if len(radius) else 0.0,
+        average_radius=_average(np.where(correct, radius, 0.0)),
         radii=_radii(radius[correct]),
         positive_radii=_radii(radius[radius > 0]),
         premise_gap=float(gaps.mean()) if len(gaps) and (gaps >= 0).all() else None,
@@ -157,6 +157,11 @@ def record_of(spec: CertificateSpec, rows: Rows, *, cost: Cost, provenance: Prov
         provenance=provenance,
         outcomes_sha256=outcome_sha256(rows, "certificates"),
     )
+
+
+def _average(radius: NDArray[np.float64]) -> float:
+    finite = radius[np.isfinite(radius)]
+    return float(finite.mean()) if len(finite) else 0.0
 
 
 def _radii(radius: NDArray[np.float64]) -> Radii | None:
