@@ -131,6 +131,10 @@ def test_clipping_makes_an_indefinite_covariance_semidefinite_and_nothing_else()
     assert torch.allclose(columns, columns.T, atol=1e-12)
     assert torch.linalg.eigvalsh(columns).min() > -1e-12
     assert torch.allclose(algebra.positive_part(clipped), clipped, atol=1e-12)
+    # What was taken away is orthogonal to what is left, frequency by frequency.
+    left, taken = clipped.permute(2, 3, 0, 1), (clipped - transfer).permute(2, 3, 0, 1)
+    assert taken.abs().max() > 0.01
+    assert (left @ taken).abs().max() < 1e-12
     unit = torch.zeros_like(function)
     unit[0, 0, 0] = unit[1, 1, 0] = 1.0
     unchanged = algebra.transfer_function(unit, 6, 6)
