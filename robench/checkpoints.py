@@ -39,6 +39,7 @@ from robench.workspace import Workspace
 
 WEIGHTS = "model.safetensors"
 LAST_WEIGHTS = "last.safetensors"
+DEFENSE = "defense.safetensors"
 GOLDEN = "golden.json"
 
 
@@ -100,6 +101,7 @@ def save_checkpoint(
     facts: Mapping[str, Any],
     selected: Weights,
     last: Weights | None = None,
+    defense: Weights | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     replace: bool = False,
 ) -> ModelCard:
@@ -113,6 +115,7 @@ def save_checkpoint(
             threat, provenance` and the optional ones.
         selected: the weights that loading returns.
         last: those of the last epoch, where they are others.
+        defense: what the training objective had learned by itself, where it keeps a state; loading does not need it.
         extra_files: further content of the folder by file name (`training.csv`).
         replace: replace a model of that id.
 
@@ -125,6 +128,8 @@ def save_checkpoint(
     files = {**(extra_files or {}), WEIGHTS: _serialized(selected.state)}
     if last is not None:
         files[LAST_WEIGHTS] = _serialized(last.state)
+    if defense is not None:
+        files[DEFENSE] = _serialized(defense.state)
     card = ModelCard(
         **facts,
         input_shape=classifier.input_shape,
@@ -133,6 +138,7 @@ def save_checkpoint(
         normalization=classifier.normalization,
         weights=_described(WEIGHTS, files[WEIGHTS], selected),
         last=None if last is None else _described(LAST_WEIGHTS, files[LAST_WEIGHTS], last),
+        defense_state=None if defense is None else _described(DEFENSE, files[DEFENSE], defense),
     )
     golden = golden_logits(classifier)
     if not torch.tensor(golden.logits).isfinite().all():

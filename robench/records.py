@@ -491,6 +491,9 @@ class ModelCard(Value):
     """The selected ones: best on the validation split."""
     last: WeightsFile | None = None
     """Those of the last epoch, where they are not the selected ones."""
+    defense_state: WeightsFile | None = None
+    """What the defense had learned by itself at the end of the training (SGR's covariance); None where it keeps none.
+    """
     recipe: dict[str, Any] | None = None
     """The resolved recipe; None for imported weights."""
     learned_from: dict[str, str] = Field(default_factory=dict)

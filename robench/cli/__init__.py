@@ -12,7 +12,17 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from robench.cli import browsing, demonstrating, evaluating, importing, ranking, training, transferring, verifying
+from robench.cli import (
+    browsing,
+    demonstrating,
+    drawing,
+    evaluating,
+    importing,
+    ranking,
+    training,
+    transferring,
+    verifying,
+)
 from robench.cli.options import ARGUMENTS
 from robench.errors import RobenchError
 
@@ -36,6 +46,7 @@ app.command("list")(browsing.list_catalog)
 app.command("show")(browsing.show)
 app.command("import")(importing.import_model)
 app.command("data")(browsing.data)
+app.command("covariance")(drawing.covariance)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ were. Dropout draws from torch's global generator, which the loop seeds for ever
 
 A class is constructed once with its parameters (and `teacher`, a frozen model in eval mode, if it takes one) and then
 called the same way. If it has `state_dict()` (tensors by name) and `load_state_dict(state)`, its state is saved in
-checkpoints and comes back on resume. One objective may call another with the same arguments.
+snapshots, comes back on resume, and stands beside the trained weights (`defense.safetensors`). One objective may call
+another with the same arguments.
 
 A regularizer is called after the objective, with the same arguments and `base`, what the objective returned; the loss
 is the sum. What the objective evaluated stands in `base.views`, so that nothing is evaluated twice: :func:`seen` takes

@@ -125,7 +125,7 @@ class Site:
             return quote(Path(os.path.relpath(target, page.parent)).as_posix())
 
         return (
-            _environment()
+            environment()
             .get_template(template)
             .render(link=link, folder=self.folder, model_page=self.model_page, **values)
         )
@@ -158,7 +158,8 @@ def _strip(table: Table, row: tuple[Cell, ...]) -> list[tuple[Column, Cell]]:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return where templates are found, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -232,6 +232,7 @@ def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Work
     assert best is not None, "the last epoch is always measured"
     final = {k.removeprefix("validation_"): v for k, v in state.rows[-1].items() if k.startswith("validation_")}
     last = Weights(state=_network(weights_of(model)), epoch=state.epoch, validation=final)
+    learned = state.objective.state()
     return save_checkpoint(
         model,
         workspace.model_zoo,
@@ -254,6 +255,7 @@ def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Work
         },
         selected=Weights(state=_network(best.weights), epoch=best.epoch, validation=best.validation),
         last=None if best.epoch == state.epoch else last,
+        defense=Weights(state=learned, epoch=state.epoch) if learned else None,
         extra_files={name: (folder / name).read_bytes() for name in ("training.csv", "scalars.jsonl")},
         replace=run.replace,
     )
