@@ -58,8 +58,9 @@ def certification(results: Results) -> list[Table]:
     tables = []
     for (key, group), name in zip(groups.items(), names, strict=True):
         unique = name if names.count(name) == 1 else f"{name}-{key[:6]}"
-        tables.append(build_table(unique, group, results))
-    return sorted(tables, key=lambda table: natural(table.name))
+        noise = float(group[0].record.spec.certificate.parameters.get("sigma", 0.0))
+        tables.append((natural(unique.partition("-")[0]), noise, build_table(unique, group, results)))
+    return [table for *_, table in sorted(tables, key=lambda t: (*t[:2], natural(t[2].name)))]
 
 
 def table_name(spec: CertificateSpec) -> str:

@@ -1,0 +1,80 @@
+"""`robench eval` certifies: from the command line to records and pages."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from robench.store import Store
+
+EVAL = ("eval", "--model", "tiny", "--device", "cpu", "--examples", "12", "--sigma", "0.1")
+
+
+def certificates_of(workspace):
+    return [stored.record for stored in Store(workspace / "reports").certificates()]
+
+
+def test_certificates_are_computed_once_and_stand_on_the_leaderboard(workspace, robench):
+    asked = ("--certificate", "cohen:n=200", "--certificate", "effective-margin", "--certificate", "anytime:n=400")
+    status, out, _ = robench(*EVAL, *asked, "--dry-run")
+    assert status == 0
+    assert "nothing was computed" in out
+    assert certificates_of(workspace) == []
+
+    status, out, _ = robench(*EVAL, *asked)
+    assert status == 0
+    assert "keeps its answer" in out
+    assert "No guarantee" in out
+    records = certificates_of(workspace)
+    assert {r.spec.certificate.entry for r in records} == {"cohen", "effective-margin", "anytime"}
+
+    status, out, _ = robench(*EVAL, *asked, "--json")
+    assert status == 0
+    assert {r["identity"] for r in json.loads(out)} == {r.spec.identity for r in records}
+    assert [r.provenance.finished for r in certificates_of(workspace)] == [r.provenance.finished for r in records]
+
+    status, out, _ = robench("leaderboard", "certification")
+    assert status == 0
+    assert "cohen" in out
+
+
+def test_an_interrupted_certification_goes_on_to_the_same_radii(workspace, robench, monkeypatch):
+    from robench.evaluation.certifying import Certifier
+
+    question = (*EVAL, "--certificate", "cohen:n=200", "--shard-size", "5")
+    original, calls = Certifier._shard, []
+
+    def once(self, spec, ids):
+        calls.append(len(ids))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, spec, ids)
+
+    monkeypatch.setattr(Certifier, "_shard", once)
+    assert robench(*question)[0] == 130
+    assert certificates_of(workspace) == []
+    assert robench(*question)[0] == 0
+    assert calls == [5, 5, 5, 2]
+    (record,) = certificates_of(workspace)
+    store = Store(workspace / "reports")
+    interrupted = store.outcomes(record)
+    store.certificate_path(record.spec).unlink()
+    monkeypatch.setattr(Certifier, "_shard", original)
+    assert robench(*question[:-2], "--batch-size", "77")[0] == 0
+    (again,) = certificates_of(workspace)
+    assert np.array_equal(store.outcomes(again)["hits"], interrupted["hits"])
+
+
+def test_suites_of_certificates(workspace, robench):
+    status, _, err = robench("eval", "--model", "tiny", "--suite", "cohen")
+    assert (status, "add --sigma 0.25" in err) == (2, True)
+    status, out, _ = robench("eval", "--model", "tiny", "--suite", "margins", "--examples", "20")
+    assert status == 0
+    assert "effective-margin" in out
+    status, _, err = robench(*EVAL, "--certificate", "cohen:n=5")
+    assert (status, "smallest that can is 10" in err) == (2, True)
+    status, _, err = robench(*EVAL, "--certificate", "chen")
+    assert (status, "did you mean 'cohen'" in err) == (2, True)
+    status, _, err = robench(*EVAL, "--certificate", "cohen:sigma=-1")
+    assert (status, "sigma" in err) == (2, True)
