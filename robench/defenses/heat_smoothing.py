@@ -176,7 +176,7 @@ ENTRY = DefenseEntry(
     source="Campbell, Finlay, Oberman, arXiv:2010.02508, equation (10), Algorithm 1, appendix B",
     views=(),
     uses_labels=False,
-    passes="2 * kappa",
+    passes="kappa + 1",
     presets={
         # CIFAR-10: equation 15 as the authors ran it, and as it is printed (h kept).
         "heat_smoothing_iterated": {"sigma": 0.1, "distance_on": "logits", "noise_share": 0.0},

@@ -192,8 +192,8 @@ def _naming(key: str, model: str) -> Iterator[None]:
 
 def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingState:
     facts = dataset_facts(recipe.dataset, workspace)
-    model = untrained(recipe, num_classes=len(facts.classes), input_shape=facts.image_shape)
     named = {key: _named(recipe, key, workspace) for key in ("start", "teacher") if getattr(recipe, key)}
+    model = untrained(recipe, num_classes=len(facts.classes), input_shape=facts.image_shape)
     if "start" in named:
         _begin_with(model, named["start"].model, recipe)
     model.to(run.device).to(memory_format=torch.channels_last)
