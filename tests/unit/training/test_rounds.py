@@ -152,6 +152,28 @@ def test_a_round_hands_on_what_it_selected_and_selects_anew(workspace, monkeypat
     assert card.weights.epoch == 4
 
 
+def test_learning_rate_average_and_optimizer_begin_anew_in_each_round(workspace, monkeypatch):
+    rates, steps, fresh = [], [], []
+    update, adam = loop.update_average, torch.optim.Adam.step
+
+    def averaging(*arguments, step, **named):
+        steps.append(step)
+        update(*arguments, step=step, **named)
+
+    def stepping(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fresh.append(not optimizer.state)
+        return adam(optimizer, *arguments)
+
+    monkeypatch.setattr(loop, "update_average", averaging)
+    monkeypatch.setattr(torch.optim.Adam, "step", stepping)
+    run_training(workspace, heat_recipe(workspace, averaging=0.9))
+    assert rates == rates[:PER_ROUND] * 3
+    assert len(set(rates)) > 2
+    assert steps == list(range(PER_ROUND)) * 3
+    assert fresh == ([True] + [False] * (PER_ROUND - 1)) * 3
+
+
 @pytest.mark.parametrize("begin", ["teacher", "start"])
 def test_a_training_stopped_in_any_round_ends_with_the_same_bits(workspace, monkeypatch, begin):
     monkeypatch.setattr(loop, "LOOK_EVERY", 2)
