@@ -64,6 +64,7 @@ SUPPLIED = frozenset(
         "progress",
         "learning_rate",
         "teacher",
+        "num_rounds",
         "base",
         "num_classes",
         "input_shape",
@@ -160,6 +161,8 @@ class DefenseEntry:
     """A regularizer adds a term to any objective and is given what that one evaluated, as `base`."""
     views: tuple[str, ...] = ("clean",)
     """Which evaluations an objective hands to regularizers: `clean`, `adversarial`."""
+    uses_labels: bool = True
+    """Whether it learns from labels. One that does reports its `accuracy`; one that does not never touches them."""
     differentiates_images: bool = False
     """Whether a regularizer differentiates the evaluations by their images."""
     passes: str = "0"

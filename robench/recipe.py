@@ -141,7 +141,8 @@ class Recipe(Value):
     scale: str | None = None
     """Says so where this is smaller than the source: "8 of 100 epochs"."""
     dataset: str
-    architecture: Configured
+    architecture: Configured | None = None
+    """None: that of the model that `start` names, with its normalisation."""
     normalization: Normalization | None = None
     defense: Configured
     regularizers: tuple[Configured, ...] = ()
@@ -156,14 +157,32 @@ class Recipe(Value):
     optimizer: Annotated[Sgd | Adam, Field(discriminator="name")]
     schedule: Annotated[Constant | Step | Cosine | OneCycle, Field(discriminator="name")] = Constant()
     epochs: PositiveInt
+    """Of each round."""
+    rounds: PositiveInt = 1
+    """How often all epochs are gone through, each time to learn from the model that came out before: weights (unless
+    `start` is named), optimiser, schedule, average and selection begin anew."""
     batch_size: PositiveInt
+    accumulate: PositiveInt = 1
+    """Parts of a batch that are evaluated one after the other, which takes so much less memory: a step goes along the
+    mean of their gradients. Batch norm, and whatever else looks at a batch, sees a part."""
     averaging: OpenShare | None = None
     """Decay per step of an exponential moving average of the weights, which then is the model."""
     selection: Selection
     seed: int = 0
 
+    @property
+    def total_epochs(self) -> int:
+        """Return the epochs of all rounds."""
+        return self.rounds * self.epochs
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.architecture is None and self.start is None:
+            raise ValueError("architecture is missing; only where start names a model can it be left out")
+        if self.architecture is None and self.normalization is not None:
+            raise ValueError("normalization belongs to architecture; leave both out, or neither")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate = {self.accumulate} makes more parts than batch_size = {self.batch_size}")
         against = self.selection.threat or self.threat
         if self.selection.attack and against is None:
             raise ValueError("selection.attack needs selection.threat, or the recipe's threat")
@@ -208,7 +227,7 @@ def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
         catalog.find("attacks", recipe.selection.attack)
     return recipe.model_copy(
         update={
-            "architecture": _resolved("architectures", recipe.architecture),
+            "architecture": recipe.architecture and _resolved("architectures", recipe.architecture),
             "defense": _resolved("defenses", _with_role("objective", recipe.defense, origin)),
             "regularizers": tuple(
                 _resolved("defenses", _with_role("regularizer", r, origin)) for r in recipe.regularizers
@@ -293,8 +312,13 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             raise UserError(f"--set {setting}: write KEY=VALUE, such as epochs=3 or optimizer.lr=0.1")
         _assign(values, key.strip().split("."), _value(text.strip()))
     changed = parse_recipe(values, origin="--set")
-    if changed.epochs < recipe.epochs and changed.scale == recipe.scale:
-        note = f"{changed.epochs} of {recipe.epochs} epochs"
+    less = [
+        f"{getattr(changed, unit)} of {getattr(recipe, unit)} {unit}"
+        for unit in ("rounds", "epochs")
+        if getattr(changed, unit) < getattr(recipe, unit)
+    ]
+    if less and changed.scale == recipe.scale:
+        note = ", ".join(less)
         return changed.model_copy(update={"scale": f"{note}; {recipe.scale}" if recipe.scale else note})
     return changed
 

@@ -70,10 +70,11 @@ def train(
     )
     if dry_run:
         found = forecast(resolved, run, workspace=place)
+        rounds = f"{resolved.rounds} rounds of " if resolved.rounds > 1 else ""
         facts = {
             "recipe": recipe,
             "scale": resolved.scale or "full",
-            "steps": f"{found.steps:,} ({resolved.epochs} epochs of {found.steps_per_epoch:,})",
+            "steps": f"{found.steps:,} ({rounds}{resolved.epochs} epochs of {found.steps_per_epoch:,})",
             "passes": f"{found.passes} per example and step ({found.passes * found.examples:,} an epoch)",
             "time": f"about {duration(found.seconds)} on {target}, validation not counted",
         }

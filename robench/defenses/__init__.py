@@ -15,6 +15,11 @@ called the same way. If it has `state_dict()` (tensors by name) and `load_state_
 snapshots, comes back on resume, and stands beside the trained weights (`defense.safetensors`). One objective may call
 another with the same arguments.
 
+If a class has `finish_round(model)`, a recipe may have several `rounds` of all its epochs, whose number the constructor
+is given if it takes `num_rounds`. At the end of each but the last, `model` has the weights that the round selected; the
+next round begins at them where the recipe names a `start`, else with random weights. What is made of `model` must be a
+copy. On resume `finish_round` is called once before `load_state_dict`, with a model of the same network.
+
 A regularizer is called after the objective, with the same arguments and `base`, what the objective returned; the loss
 is the sum. What the objective evaluated stands in `base.views`, so that nothing is evaluated twice: :func:`seen` takes
 it from there. Where a regularizer differentiates by images (`differentiates_images`), the batch requires a gradient,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,21 @@ import torch
 from torch import Tensor
 
 from robench import catalog
-from robench.checkpoints import LoadedModel, Weights, build_classifier, load_model, require_free, save_checkpoint
+from robench.checkpoints import LoadedModel, Weights, load_model, require_free, save_checkpoint
 from robench.classifier import Classifier, keep_large_buffers, random_images, tensor_float32
 from robench.datasets import dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.records import ModelCard
-from robench.registry import checked_id
+from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
 from robench.training.data import Pixels, steps_per_epoch
 from robench.training.loop import Training
 from robench.training.objective import build_objective
 from robench.training.optimization import averaged_copy, build_optimizer
 from robench.training.progress import TrainingProgress
+from robench.training.rounds import untrained
 from robench.training.seeding import seeded
 from robench.training.snapshot import Tensors, read_snapshot
 from robench.training.state import TrainingState, weights_of
@@ -64,6 +66,7 @@ def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingP
     Raises UserError for a name that is taken, an interrupted run that is neither to be resumed nor thrown away, one
     that had another recipe, or a loss that is no longer finite; MissingData; StorageError.
     """
+    recipe = _with_its_network(recipe, workspace)
     registry = workspace.model_zoo
     require_free(registry / checked_id(run.name), replace=run.replace)
     folder = registry / ".training" / run.name
@@ -103,6 +106,7 @@ class Forecast:
 
 def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     """Check everything that a training checks before its first step, time a pass, and write nothing."""
+    recipe = _with_its_network(recipe, workspace)
     require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
     keep_large_buffers()
     state = _initial_state(recipe, run, workspace)
@@ -112,13 +116,14 @@ def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     passes = sum(
         catalog.find("defenses", c.name).training_passes(c.parameters, classes=state.model.num_classes) for c in chosen
     )
-    count = -(-examples // per_epoch)
+    count = -(-examples // (per_epoch * recipe.accumulate))
     images = random_images(state.model.input_shape, count=count).to(run.device)
     images = images.contiguous(memory_format=torch.channels_last)
     seconds = min(_seconds_of_a_pass(state.model.train(), images, run.precision) for _ in range(5))
-    steps = recipe.epochs * per_epoch
+    steps = recipe.total_epochs * per_epoch
     peak = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
-    return Forecast(steps, per_epoch, examples, passes, steps * passes * seconds, peak)
+    total = steps * recipe.accumulate * passes * seconds
+    return Forecast(steps, per_epoch, examples, passes, total, peak)
 
 
 def _seconds_of_a_pass(model: Classifier, images: Tensor, precision: str) -> float:
@@ -163,16 +168,32 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _with_its_network(recipe: Recipe, workspace: Workspace) -> Recipe:
+    """Return the recipe with its architecture: where it leaves it out, that of the model that `start` names."""
+    if recipe.architecture is not None or recipe.start is None:
+        return recipe
+    if is_reference(recipe.start):
+        raise UserError(
+            f"start = {recipe.start} has no card that says what network it is; add --set architecture.name=NAME"
+        )
+    with _naming("start", recipe.start):
+        _, card = find_card(recipe.start, workspace)
+    return recipe.model_copy(update={"architecture": card.architecture, "normalization": card.normalization})
+
+
+@contextmanager
+def _naming(key: str, model: str) -> Iterator[None]:
+    """Say which setting named the model that is wrong."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key} = {model}: {error}; name another with --set {key}=MODEL") from None
+
+
 def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingState:
     facts = dataset_facts(recipe.dataset, workspace)
-    with seeded(torch.device("cpu"), recipe.seed, "initial weights"):
-        model = build_classifier(
-            recipe.architecture,
-            num_classes=len(facts.classes),
-            input_shape=facts.image_shape,
-            normalization=recipe.normalization,
-        )
     named = {key: _named(recipe, key, workspace) for key in ("start", "teacher") if getattr(recipe, key)}
+    model = untrained(recipe, num_classes=len(facts.classes), input_shape=facts.image_shape)
     if "start" in named:
         _begin_with(model, named["start"].model, recipe)
     model.to(run.device).to(memory_format=torch.channels_last)
@@ -193,24 +214,24 @@ def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingSt
 
 def _named(recipe: Recipe, key: str, workspace: Workspace) -> LoadedModel:
     """Return the registered model that the recipe names as `start` or `teacher`, which must fit its data."""
-    facts = dataset_facts(recipe.dataset, workspace)
-    try:
-        return load_model(
-            getattr(recipe, key), workspace, input_shape=facts.image_shape, num_classes=len(facts.classes)
-        )
-    except UserError as error:
-        raise UserError(f"{key} = {getattr(recipe, key)}: {error}; name another with --set {key}=MODEL") from None
+    facts, name = dataset_facts(recipe.dataset, workspace), getattr(recipe, key)
+    with _naming(key, name):
+        return load_model(name, workspace, input_shape=facts.image_shape, num_classes=len(facts.classes))
 
 
 def _begin_with(model: Classifier, start: Classifier, recipe: Recipe) -> None:
     """Copy the weights of `start`; raise UserError where they are another network's."""
-    try:
+    assert recipe.architecture is not None
+    # Weights files do not have the normalisation: with another one, the same weights are another model.
+    fits = model.normalization == start.normalization
+    with suppress(RuntimeError):
         model.load_state_dict(start.state_dict())
-    except RuntimeError:
-        raise UserError(
-            f"start {recipe.start} is no {recipe.architecture.name} with the recipe's parameters and normalisation; "
-            "take --set architecture=... as its card (robench show) has it"
-        ) from None
+        if fits:
+            return
+    raise UserError(
+        f"start {recipe.start} is no {recipe.architecture.name} with the recipe's parameters and normalisation; "
+        "add --set architecture=none --set normalization=none to take them from its card"
+    )
 
 
 def _examiner(recipe: Recipe, run: Run, workspace: Workspace) -> Examiner:

@@ -20,6 +20,7 @@ from robench.training.data import Pixels, as_floats, epoch_order, steps_per_epoc
 from robench.training.log import ScalarsFile, write_log
 from robench.training.optimization import update_average
 from robench.training.progress import TrainingProgress
+from robench.training.rounds import begin_next_round
 from robench.training.schedules import learning_rate
 from robench.training.seeding import seeded
 from robench.training.snapshot import write_snapshot
@@ -60,9 +61,11 @@ class Training:
         clock = _Clock(state)
         state.model.train()
         with ScalarsFile(self.folder / "scalars.jsonl", state.scalars) as scalars:
-            while state.epoch < self.recipe.epochs:
+            while state.epoch < self.recipe.total_epochs:
                 self._epoch(state, clock, scalars)
                 self._finish_epoch(state, clock)
+                if state.epoch % self.recipe.epochs == 0 and state.epoch < self.recipe.total_epochs:
+                    begin_next_round(state, self.recipe)
                 self._save(state, clock, scalars)
 
     def _epoch(self, state: TrainingState, clock: _Clock, scalars: ScalarsFile) -> None:
@@ -82,53 +85,56 @@ class Training:
                 self._save(state, clock, scalars)
             self.progress.on_step(
                 step=total_step + 1,
-                total_steps=recipe.epochs * self.steps_per_epoch,
+                total_steps=recipe.total_epochs * self.steps_per_epoch,
                 epoch=state.epoch + 1,
-                epochs=recipe.epochs,
+                epochs=recipe.total_epochs,
             )
 
     def _step(self, state: TrainingState, ids: Tensor, raw: Tensor, total_step: int) -> Mapping[str, Tensor]:
         """Take one step on the examples `ids` and return the batch's loss and its parts, detached."""
         recipe, device = self.recipe, self.pixels.device
-        rate = learning_rate(recipe, total_step, self.steps_per_epoch)
+        round_step = total_step - state.round * recipe.epochs * self.steps_per_epoch
+        rate = learning_rate(recipe, round_step, self.steps_per_epoch)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        random = RandomStream(recipe.seed, ids, ("training", state.epoch))
-        images = as_floats(augmented(raw, recipe.augmentation, random.at("augmentation")))
+        random = RandomStream(recipe.seed, ids, ("training", state.epoch, "augmentation"))
+        images = as_floats(augmented(raw, recipe.augmentation, random))
         if device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         half = self.precision == "bf16"
+        sums: dict[str, Tensor] = {}
         with seeded(device, recipe.seed, "step", total_step), tensor_float32(allowed=self.precision == "tf32"):
-            with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
-                loss = state.objective(
-                    state.model,
-                    images,
-                    self.pixels.labels[ids],
-                    random=random.at("defense"),
-                    progress=total_step / (recipe.epochs * self.steps_per_epoch),
-                    learning_rate=rate / recipe.optimizer.lr,
-                )
             state.optimizer.zero_grad()
-            loss.total.backward()
+            parts = min(recipe.accumulate, len(ids))
+            for some, seen in zip(ids.tensor_split(parts), images.tensor_split(parts), strict=True):
+                with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
+                    loss = state.objective(
+                        state.model,
+                        seen,
+                        self.pixels.labels[some],
+                        random=RandomStream(recipe.seed, some, ("training", state.epoch, "defense")),
+                        progress=round_step / (recipe.epochs * self.steps_per_epoch),
+                        learning_rate=rate / recipe.optimizer.lr,
+                    )
+                (loss.total * (len(some) / len(ids))).backward()
+                _add(sums, {"loss": loss.total.detach(), **loss.parts}, count=len(some))
             state.optimizer.step()
         if state.average is not None and recipe.averaging is not None:
-            update_average(state.average, state.model, decay=recipe.averaging, step=total_step)
-        losses = {"loss": loss.total.detach(), **loss.parts}
-        for name, value in losses.items():
-            weighted = value.to(torch.float64) * len(ids)
-            state.sums[name] = state.sums[name] + weighted if name in state.sums else weighted
-        return losses
+            update_average(state.average, state.model, decay=recipe.averaging, step=round_step)
+        _add(state.sums, sums)
+        return {name: value / len(ids) for name, value in sums.items()}
 
     def _finish_epoch(self, state: TrainingState, clock: _Clock) -> None:
         """Close the epoch: log row, measurement on the validation split, choice of the best weights."""
         recipe = self.recipe
         if not _all_finite(state):
             self._diverged(state)
-        last_step = (state.epoch + 1) * self.steps_per_epoch - 1
-        row = {"epoch": state.epoch + 1.0, "learning_rate": learning_rate(recipe, last_step, self.steps_per_epoch)}
+        epoch = state.epoch + 1 - state.round * recipe.epochs
+        row = {"epoch": state.epoch + 1.0, **({"round": state.round + 1.0} if recipe.rounds > 1 else {})}
+        row["learning_rate"] = learning_rate(recipe, epoch * self.steps_per_epoch - 1, self.steps_per_epoch)
         row |= {f"train_{name}": value.item() / len(self.pixels) for name, value in state.sums.items()}
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
-        if state.epoch % recipe.selection.every == 0 or state.epoch == recipe.epochs:
+        if epoch % recipe.selection.every == 0 or epoch == recipe.epochs:
             with tensor_float32(allowed=False):
                 measured = self.examiner.measure(state.result)
             row |= {f"validation_{name}": value for name, value in measured.accuracies.items()}
@@ -173,6 +179,13 @@ class _Clock:
 
     def snapshot_taken(self) -> None:
         self.snapshot = time.monotonic()
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], *, count: int = 1) -> None:
+    """Add `count` times the values to the sums, in float64."""
+    for name, value in values.items():
+        weighted = value.to(torch.float64) * count
+        sums[name] = sums[name] + weighted if name in sums else weighted
 
 
 def _all_finite(state: TrainingState) -> bool:

@@ -64,6 +64,12 @@ class Objective:
             parts |= added.parts
         return LossParts(total, parts, base.views)
 
+    def finish_round(self, model: nn.Module) -> None:
+        """Tell terms that want to know it what a round has made."""
+        for term in (self.base, *self.regularizers):
+            if hasattr(term.call, "finish_round"):
+                term.call.finish_round(model)
+
     def state(self) -> dict[str, Tensor]:
         """Return what terms that keep state want to find again on resume."""
         return {
@@ -96,6 +102,11 @@ def build_objective(recipe: Recipe, *, teacher: nn.Module | None = None) -> Obje
             f"defense {plugins[0].name} trains against no threat model, but the recipe has threat {recipe.threat}; "
             "take --set threat=none and --set selection.threat for what the selection measures"
         )
+    if recipe.rounds > 1 and not any(hasattr(code, "finish_round") for code in codes):
+        raise UserError(
+            f"defense {plugins[0].name} learns nothing from round to round, but the recipe has rounds = "
+            f"{recipe.rounds}; take --set rounds=1"
+        )
     views = plugins[0].facts.get("views", catalog.DefenseEntry.views)
     for plugin, configured in zip(plugins[1:], chosen[1:], strict=True):
         if plugin.settings(configured.parameters).get("at") == "adversarial" and "adversarial" not in views:
@@ -127,5 +138,7 @@ def _term(plugin: catalog.Plugin, configured: Configured, recipe: Recipe, teache
                 "to begin with random weights"
             )
         parameters = {**parameters, "teacher": teacher}
+    if "num_rounds" in plugin.supplied:
+        parameters = {**parameters, "num_rounds": recipe.rounds}
     made: Callable[..., LossParts] = code(**parameters)  # type: ignore[assignment]  # an instance of the class
     return Term(plugin.name, made, supplied, asks_for)

@@ -8,7 +8,7 @@ from robench.recipe import Constant, Cosine, OneCycle, Recipe, Step
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of step `step`, counted from 0 over the whole training."""
+    """Return the learning rate of step `step`, counted from 0 over all epochs of a round."""
     schedule, base = recipe.schedule, recipe.optimizer.lr
     epoch = step / steps_per_epoch
     share = step / (recipe.epochs * steps_per_epoch)

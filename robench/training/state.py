@@ -14,6 +14,7 @@ from robench.training.objective import Objective
 from robench.training.snapshot import Tensors, part, under
 
 Row = dict[str, float]
+_COUNTS = ("round", "epoch", "step", "rows", "seconds", "scalars")
 
 
 @dataclass
@@ -38,8 +39,10 @@ class TrainingState:
     objective: Objective
     learned_from: dict[str, str] = field(default_factory=dict)
     """Hashes of the weights of the models that were there before."""
+    round: int = 0
+    """Rounds that are complete."""
     epoch: int = 0
-    """Epochs that are complete."""
+    """Epochs that are complete, of all rounds."""
     step: int = 0
     """Steps that are done of the running epoch."""
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -47,6 +50,7 @@ class TrainingState:
     rows: list[Row] = field(default_factory=list)
     """The log: one row per complete epoch."""
     best: Chosen | None = None
+    """Of the running round."""
     seconds: float = 0.0
     scalars: int = 0
     """Bytes of the scalars' file that belong to the steps done."""
@@ -71,7 +75,7 @@ class TrainingState:
 
     def facts(self) -> dict[str, Any]:
         """Return everything else, as JSON values."""
-        facts: dict[str, Any] = {name: getattr(self, name) for name in ("epoch", "step", "rows", "seconds", "scalars")}
+        facts: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
         # Files of tensors are sorted by name; the log's columns are in the order of the parts.
         facts["sums"] = list(self.sums)
         if self.best:
@@ -85,9 +89,12 @@ class TrainingState:
         if self.average:
             self.average.load_state_dict(part("average", tensors))
         _restore_optimizer(self.optimizer, part("optimizer", tensors))
+        if facts["round"]:
+            # It shows the objective what to learn from; the weights come next.
+            self.objective.finish_round(self.model)
         self.objective.restore({name: value.to(device) for name, value in part("objective", tensors).items()})
         self.sums = {name: tensors[f"sums/{name}"].to(device) for name in facts["sums"]}
-        for name in ("epoch", "step", "rows", "seconds", "scalars"):
+        for name in _COUNTS:
             setattr(self, name, facts[name])
         self.best = Chosen(**facts["best"], weights=part("best", tensors)) if "best" in facts else None
 

@@ -145,7 +145,7 @@ def test_same_stream_same_loss_and_parts_are_plain_numbers(plugin, norm):
         objective_of(plugin, norm)(SmallNet().train(), images, labels, random=random, progress=0.5) for _ in range(2)
     ]
     assert results[0].total.item() == results[1].total.item()
-    assert "accuracy" in results[0].parts
+    assert ("accuracy" in results[0].parts) is plugin.facts.get("uses_labels", True)
     for name, value in results[0].parts.items():
         assert value.shape == (), name
         assert not value.requires_grad, name
@@ -165,6 +165,28 @@ def test_leaves_images_flags_modes_and_generators_alone(plugin, norm, training):
     assert [m.training for m in model.modules()] == before[2]
     assert all(p.requires_grad for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())
+
+
+class Untouchable(torch.Tensor):
+    """Labels that nobody may look at."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError(f"labels were touched: {func}")
+
+
+@each_defense
+def test_labels_are_used_if_it_says_so(plugin, norm):
+    images, labels, random = batch(5, dtype=torch.float32)
+    hidden = labels.as_subclass(Untouchable)
+    objective = objective_of(plugin, norm)
+    if plugin.facts.get("uses_labels", True):
+        with pytest.raises(AssertionError, match="labels were touched"):
+            objective(SmallNet().train(), images, hidden, random=random, progress=0.5)
+    else:
+        seen = objective(SmallNet().train(), images, hidden, random=random, progress=0.5)
+        plain = objective(SmallNet().train(), images, labels, random=random, progress=0.5)
+        assert seen.total.item() == plain.total.item()
 
 
 @each_defense
