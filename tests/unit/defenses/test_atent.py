@@ -306,13 +306,13 @@ EPSILON = "0.15"
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_digits_become_robust(tmp_path, seed):
-    """The recipe digits-atent, in a third of its epochs, against standard training of the same length."""
-    robust = {name: robust_accuracy_on_digits(name, tmp_path, seed) for name in ("digits-atent", "digits-standard")}
-    assert robust["digits-atent"] > robust["digits-standard"] + 0.1, robust
+    """The recipe digits-atent, with fewer steps and epochs, against standard training of the same length."""
+    atent = robust_accuracy_on_digits("digits-atent", tmp_path, seed, "defense.steps=4")
+    assert atent > robust_accuracy_on_digits("digits-standard", tmp_path, seed) + 0.1
 
 
-def robust_accuracy_on_digits(name, folder, seed):
-    settings = [f"seed={seed}", "epochs=10", "selection.metric=last", "selection.every=10"]
+def robust_accuracy_on_digits(name, folder, seed, *more):
+    settings = [f"seed={seed}", "epochs=9", "selection.metric=last", "selection.every=9", *more]
     settings += ["selection.attack=pgd-20", f"selection.threat=Linf@{EPSILON}"]
     recipe = apply_settings(load_recipe(name), settings)
     (folder / "model_zoo").mkdir(exist_ok=True)

@@ -167,7 +167,7 @@ WALKING = {
 
 
 def test_a_training_ends_with_the_weights_and_measures_them(workspace, monkeypatch):
-    """Ten walks of two steps each and a half: nothing of the last, incomplete walk is in the model."""
+    """Five walks of four steps, and one step of a sixth, of which nothing is in the model."""
     recipe = small_recipe(workspace, **WALKING, selection={"metric": "last"})
     measured = []
     whole = loop.Examiner.measure
