@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from robench import catalog
-from robench.catalog import PositiveInt
+from robench.catalog import NonNegativeInt, PositiveInt
 from robench.errors import UserError, suggestion
 from robench.records import Configured, Normalization, Value
 from robench.threat_model import ThreatModel, exact_fraction
@@ -79,6 +79,37 @@ class Adam(Value):
 
     name: Literal["adam"]
     lr: PositiveReal
+    weight_decay: NonNegativeReal = 0.0
+
+
+class EntropySgd(Value):
+    """Entropy-SGD (Chaudhari et al., arXiv:1611.01838; algorithm 3 of arXiv:2008.12338): every step is one of a walk
+    around the weights, and one in `inner_steps` moves them towards the walk's average.
+
+    The defaults are those of the authors' reference implementation. As printed: `outer_scale = "gamma"`,
+    `momentum = 0`, `nesterov = false`.
+    """
+
+    name: Literal["entropy-sgd"]
+    lr: PositiveReal
+    """Of the weights' own steps; the schedule acts on it."""
+    inner_steps: NonNegativeInt = 20
+    """L, each on a new batch; 0 is SGD."""
+    inner_lr: PositiveReal = 0.1
+    gamma: NonNegativeReal = 1e-4
+    """How strongly the walk is pulled back to the weights."""
+    scoping: NonNegativeReal = 0.0
+    """By which share gamma grows with every step of the weights. The reference implementation states 1e-3, but never
+    counts."""
+    noise: NonNegativeReal = 1e-4
+    """Every step of the walk adds sqrt(2 inner_lr) * noise * N(0, I)."""
+    averaging: Share = 0.75
+    """What the walk's average keeps of itself in a step."""
+    outer_scale: Literal["one", "gamma"] = "one"
+    """What multiplies weights - average: 1, or gamma as equation (7) of arXiv:1611.01838 has it, which hardly moves."""
+    momentum: Share = 0.9
+    """Of the walk's steps, and of the weights' own."""
+    nesterov: bool = True
     weight_decay: NonNegativeReal = 0.0
 
 
@@ -154,7 +185,7 @@ class Recipe(Value):
     threat: Threat | None = None
     """What is trained against."""
     augmentation: Annotated[NoAugmentation | CropFlip, Field(discriminator="name")] = NoAugmentation()
-    optimizer: Annotated[Sgd | Adam, Field(discriminator="name")]
+    optimizer: Annotated[Sgd | Adam | EntropySgd, Field(discriminator="name")]
     schedule: Annotated[Constant | Step | Cosine | OneCycle, Field(discriminator="name")] = Constant()
     epochs: PositiveInt
     """Of each round."""
@@ -188,8 +219,13 @@ class Recipe(Value):
             raise ValueError("selection.attack needs selection.threat, or the recipe's threat")
         if self.selection.metric == "robust_accuracy" and self.selection.attack is None:
             raise ValueError("selection.metric robust_accuracy needs selection.attack, such as pgd-10")
-        if isinstance(self.optimizer, Sgd) and self.optimizer.nesterov and self.optimizer.momentum == 0:
+        if isinstance(self.optimizer, Sgd | EntropySgd) and self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        if isinstance(self.optimizer, EntropySgd) and self.optimizer.inner_steps > 0:
+            if self.averaging is not None:
+                raise ValueError("averaging would average entropy-sgd's walk, not its weights; leave it out")
+            if self.optimizer.outer_scale == "gamma" and self.optimizer.gamma == 0:
+                raise ValueError("optimizer.outer_scale gamma needs optimizer.gamma above 0; nothing would move")
         if len({r.name for r in self.regularizers}) < len(self.regularizers):
             raise ValueError("regularizers: each may stand there once")
         if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
@@ -273,7 +309,7 @@ def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
 
 
 def _variants() -> list[type[Value]]:
-    return [NoAugmentation, CropFlip, Sgd, Adam, Constant, Step, Cosine, OneCycle]
+    return [NoAugmentation, CropFlip, Sgd, Adam, EntropySgd, Constant, Step, Cosine, OneCycle]
 
 
 _GROUPS: Mapping[str, tuple[type[Value], ...]] = {
@@ -281,7 +317,7 @@ _GROUPS: Mapping[str, tuple[type[Value], ...]] = {
     "defense": (Configured,),
     "normalization": (Normalization,),
     "augmentation": (NoAugmentation, CropFlip),
-    "optimizer": (Sgd, Adam),
+    "optimizer": (Sgd, Adam, EntropySgd),
     "schedule": (Constant, Step, Cosine, OneCycle),
     "selection": (Selection,),
 }

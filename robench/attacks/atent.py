@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,16 +93,15 @@ def atent(
     Returns:
         `(N, C, H, W)` in the ball and the box.
     """
-    linf = threat.norm == "Linf"
-    walk = LangevinWalk(
-        threat=threat,
+    walk = LangevinWalk.planned(
+        threat,
         steps=steps,
-        step_size=default_step_size(threat, steps) if step_size is None else step_size,
+        step_size=step_size,
         noise=noise,
-        gamma=(0.0 if linf else 0.05) if gamma is None else gamma,
+        gamma=gamma,
         restoring=restoring,
-        gradient_transform=gradient_transform or ("sign" if linf else "unit"),
-        init=init or ("corner" if linf else "sphere"),
+        gradient_transform=gradient_transform,
+        init=init,
         init_std=init_std,
         projection_target=projection_target,
         projection_when=projection_when,
@@ -136,6 +135,30 @@ class LangevinWalk:
     init_std: float
     projection_target: Literal["total", "increment"]
     projection_when: When
+
+    @classmethod
+    def planned(
+        cls,
+        threat: ThreatModel,
+        *,
+        steps: int,
+        step_size: float | None,
+        gamma: float | None,
+        gradient_transform: Transform | None,
+        init: Init | None,
+        **rest: Any,
+    ) -> LangevinWalk:
+        """Return the walk of the given parameters; what is None gets the default of the norm."""
+        linf = threat.norm == "Linf"
+        return cls(
+            threat=threat,
+            steps=steps,
+            step_size=default_step_size(threat, steps) if step_size is None else step_size,
+            gamma=(0.0 if linf else 0.05) if gamma is None else gamma,
+            gradient_transform=gradient_transform or ("sign" if linf else "unit"),
+            init=init or ("corner" if linf else "sphere"),
+            **rest,
+        )
 
     @property
     def stays_inside(self) -> bool:

@@ -10,9 +10,10 @@ from robench.attacks.pgd import pgd
 from robench.catalog import DefenseEntry, PositiveFloat, PositiveInt, Probability
 from robench.classifier import frozen, mode
 from robench.defenses import LossParts, accuracy_of, evaluated
+from robench.defenses._warmup import grown
 from robench.losses import cross_entropy
 from robench.random_streams import RandomStream
-from robench.threat_model import ThreatModel, exact_fraction
+from robench.threat_model import ThreatModel
 
 
 def pgd_training(
@@ -46,10 +47,7 @@ def pgd_training(
         warmup: share of the training over which radius and step size grow linearly from 0. At Linf@0.3 on MNIST
             training with the full radius from the start can remain at constant predictions for epochs.
     """
-    if progress < warmup:
-        share = exact_fraction(progress / warmup)
-        threat = threat.model_copy(update={"epsilon": threat.epsilon * share})
-        step_size = None if step_size is None else step_size * float(share)
+    threat, share = grown(threat, progress=progress, warmup=warmup)
     with frozen(model), mode(model, training=attack_mode == "train"):
         adversarial = pgd(
             model,
@@ -58,7 +56,7 @@ def pgd_training(
             threat=threat,
             random=random.at("pgd_training"),
             steps=steps,
-            step_size=step_size,
+            step_size=None if step_size is None else share * step_size,
             start=start,
             stop_when_broken=False,
         )

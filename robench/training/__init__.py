@@ -84,7 +84,8 @@ def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingP
         progress=progress,
     )
     training.run(state)
-    card = _register(recipe, run, state, workspace=workspace, folder=folder)
+    with state.result() as model:
+        card = _register(recipe, run, state, model, workspace=workspace, folder=folder)
     shutil.rmtree(folder, ignore_errors=True)
     return card
 
@@ -207,7 +208,7 @@ def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingSt
         learned_from={key: found.identity.weights_sha256 for key, found in named.items()},
         model=model,
         average=averaged_copy(model) if recipe.averaging is not None else None,
-        optimizer=build_optimizer(recipe.optimizer, model),
+        optimizer=build_optimizer(recipe.optimizer, model, seed=recipe.seed),
         objective=objective,
     )
 
@@ -247,9 +248,11 @@ def _examiner(recipe: Recipe, run: Run, workspace: Workspace) -> Examiner:
     )
 
 
-def _register(recipe: Recipe, run: Run, state: TrainingState, *, workspace: Workspace, folder: Path) -> ModelCard:
+def _register(
+    recipe: Recipe, run: Run, state: TrainingState, model: Classifier, *, workspace: Workspace, folder: Path
+) -> ModelCard:
     facts = dataset_facts(recipe.dataset, workspace)
-    best, model = state.best, state.result
+    best = state.best
     assert best is not None, "the last epoch is always measured"
     final = {k.removeprefix("validation_"): v for k, v in state.rows[-1].items() if k.startswith("validation_")}
     last = Weights(state=_network(weights_of(model)), epoch=state.epoch, validation=final)

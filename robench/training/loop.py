@@ -135,13 +135,14 @@ class Training:
         row |= {f"train_{name}": value.item() / len(self.pixels) for name, value in state.sums.items()}
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         if epoch % recipe.selection.every == 0 or epoch == recipe.epochs:
-            with tensor_float32(allowed=False):
-                measured = self.examiner.measure(state.result)
+            with state.result() as model:
+                with tensor_float32(allowed=False):
+                    measured = self.examiner.measure(model)
+                metric, best = recipe.selection.metric, state.best
+                # Of equally good epochs the later one: it has seen more and its learning rate is mostly lower.
+                if metric == "last" or best is None or measured.accuracies[metric] >= best.validation[metric]:
+                    state.best = Chosen(state.epoch, measured.accuracies, measured.counts, weights_of(model))
             row |= {f"validation_{name}": value for name, value in measured.accuracies.items()}
-            metric, best = recipe.selection.metric, state.best
-            # Of equally good epochs the later one: it has seen more and its learning rate is mostly lower.
-            if metric == "last" or best is None or measured.accuracies[metric] >= best.validation[metric]:
-                state.best = Chosen(state.epoch, measured.accuracies, measured.counts, weights_of(state.result))
         row["seconds"] = clock.seconds()
         state.rows.append(row)
         write_log(self.folder / "training.csv", state.rows)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from robench.classifier import Classifier
-from robench.recipe import Adam, Sgd
+from robench.recipe import Adam, EntropySgd, Sgd
+from robench.training.entropy_sgd import EntropySGD
 
 
-def build_optimizer(settings: Sgd | Adam, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser of all weights; the loop sets the learning rate before each step."""
+def build_optimizer(settings: Sgd | Adam | EntropySgd, model: nn.Module, *, seed: int) -> torch.optim.Optimizer:
+    """Return the optimiser of all weights; the loop sets the learning rate before each step.
+
+    `seed` is that of the random numbers that an optimiser draws.
+    """
+    if isinstance(settings, EntropySgd):
+        return EntropySGD(model.parameters(), settings, seed=seed)
     if isinstance(settings, Adam):
         return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
@@ -22,6 +30,19 @@ def build_optimizer(settings: Sgd | Adam, model: nn.Module) -> torch.optim.Optim
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
     )
+
+
+@contextmanager
+def settled(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let the network hold the optimiser's weights inside the block, where it differentiates at others."""
+    if not isinstance(optimizer, EntropySGD):
+        yield
+        return
+    optimizer.exchange()
+    try:
+        yield
+    finally:
+        optimizer.exchange()
 
 
 def averaged_copy(model: Classifier) -> Classifier:

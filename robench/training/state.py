@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from robench.classifier import Classifier
 from robench.training.objective import Objective
+from robench.training.optimization import settled
 from robench.training.snapshot import Tensors, part, under
 
 Row = dict[str, float]
@@ -55,10 +57,11 @@ class TrainingState:
     scalars: int = 0
     """Bytes of the scalars' file that belong to the steps done."""
 
-    @property
-    def result(self) -> Classifier:
-        """Return what is measured and kept: the average where there is one, else the model."""
-        return self.average or self.model
+    @contextmanager
+    def result(self) -> Iterator[Classifier]:
+        """Give what is measured and kept: the average where there is one, else the model with its settled weights."""
+        with settled(self.optimizer):
+            yield self.average or self.model
 
     def tensors(self) -> Tensors:
         """Return all tensors by name; they share memory with the training."""
