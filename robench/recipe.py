@@ -207,18 +207,28 @@ class Recipe(Value):
         return self.rounds * self.epochs
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _network_fits(self) -> Self:
         if self.architecture is None and self.start is None:
             raise ValueError("architecture is missing; only where start names a model can it be left out")
         if self.architecture is None and self.normalization is not None:
             raise ValueError("normalization belongs to architecture; leave both out, or neither")
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate = {self.accumulate} makes more parts than batch_size = {self.batch_size}")
+        if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
+            raise ValueError("normalization.mean and normalization.std differ in length")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_can_be_made(self) -> Self:
         against = self.selection.threat or self.threat
         if self.selection.attack and against is None:
             raise ValueError("selection.attack needs selection.threat, or the recipe's threat")
         if self.selection.metric == "robust_accuracy" and self.selection.attack is None:
             raise ValueError("selection.metric robust_accuracy needs selection.attack, such as pgd-10")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_taken(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate = {self.accumulate} makes more parts than batch_size = {self.batch_size}")
         if isinstance(self.optimizer, Sgd | EntropySgd) and self.optimizer.nesterov and self.optimizer.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
         if isinstance(self.optimizer, EntropySgd) and self.optimizer.inner_steps > 0:
@@ -228,8 +238,6 @@ class Recipe(Value):
                 raise ValueError("optimizer.outer_scale gamma needs optimizer.gamma above 0; nothing would move")
         if len({r.name for r in self.regularizers}) < len(self.regularizers):
             raise ValueError("regularizers: each may stand there once")
-        if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
-            raise ValueError("normalization.mean and normalization.std differ in length")
         return self
 
 
