@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robench.catalog import DefenseEntry, NonNegativeFloat, PositiveFloat
 from robench.classifier import mode
 from robench.defenses import LossParts
+from robench.defenses._piecewise_linear import PiecewiseLinear
 from robench.errors import UserError
 from robench.random_streams import RandomStream
 
@@ -78,7 +79,7 @@ class EffectiveMarginRegularizer:
         at = self.at or ("adversarial" if "adversarial" in base.views else "clean")
         points = base.views["adversarial"].images if at == "adversarial" else images
         points = points.detach().requires_grad_()
-        with mode(model, training=False):
+        with mode(model, training=False), PiecewiseLinear():
             logits = model(points)
         penalty = self._squared_rows(logits, points).mean()
         if self.reduction == "official":
