@@ -36,5 +36,5 @@ class PiecewiseLinear(TorchFunctionMode):
 
 def _scaled(values: Tensor, below: float, *, inplace: bool = False) -> Tensor:
     positive = values > 0
-    slope = positive if below == 0 else torch.where(positive, 1.0, below).to(values.dtype)
+    slope = positive if below == 0 else torch.where(positive, values.new_tensor(1.0), values.new_tensor(below))
     return values.mul_(slope) if inplace else values * slope
