@@ -72,13 +72,13 @@ def _heat(p: Mapping[str, Any], _: int) -> Counts:
 
 #: By a defense's name in the catalog. One that is not here is measured, and said to have no ideal.
 IDEALS: Mapping[str, Ideal] = {
-    "standard": lambda p, classes: {"parameter": 1},
-    "pgd_training": lambda p, classes: {"input": p["steps"], "parameter": 1},
+    "standard": lambda *_: {"parameter": 1},
+    "pgd_training": lambda p, _: {"input": p["steps"], "parameter": 1},
     "trades": _trades,
     "atent": _atent,
     "heat_smoothing": _heat,
     "emr": _emr,
-    "sgr": lambda p, classes: {"double": 1},
+    "sgr": lambda *_: {"double": 1},
 }
 
 
@@ -162,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--defense", nargs="+", metavar="NAME", help="like trades or trades+emr; default: all there are")
+    parser.add_argument(
+        "--defense", nargs="+", metavar="NAME", help="like trades or trades+emr; default: all there are"
+    )
     parser.add_argument("--model", choices=sorted(SETTINGS), help="default: each in turn")
     parser.add_argument("--batch-size", type=int, help="default 128 (lenet5), 32 (resnet18)")
     parser.add_argument("--repeats", type=int, default=5)

@@ -117,7 +117,8 @@ def test_takes_part_whatever_the_catalog_has():
 @pytest.fixture
 def ticking(monkeypatch):
     """A clock that goes on by a second each time it is looked at: everything takes one second."""
-    monkeypatch.setitem(training.CLOCKS, "cpu", lambda ticks=count(): float(next(ticks)))
+    ticks = count()
+    monkeypatch.setitem(training.CLOCKS, "cpu", lambda: float(next(ticks)))
 
 
 def test_report_has_ratios_and_says_where_no_ideal_is_known(ticking, monkeypatch, tmp_path, capsys):
@@ -141,8 +142,10 @@ def test_report_has_ratios_and_says_where_no_ideal_is_known(ticking, monkeypatch
     assert rows["trades+emr"]["of_base"] == 1
     assert rows["trades+emr"]["met"] is True
     lines = text.splitlines()
-    assert lines[lines.index(next(line for line in lines if line.startswith("pgd_training"))) + 1].strip().startswith(
-        "no ideal is known"
+    assert (
+        lines[lines.index(next(line for line in lines if line.startswith("pgd_training"))) + 1]
+        .strip()
+        .startswith("no ideal is known")
     )
     assert "at most 1.31 of base: yes" in text
     assert "at most 0.4 of ideal: NO" in text

@@ -199,8 +199,6 @@ def recipe(defense, **parameters):
     return parse_recipe(values, origin="test")
 
 
-
-
 @pytest.mark.parametrize("name", ["standard", "pgd_training", "trades"])
 def test_adds_to_an_objective_where_that_one_trains(name):
     images, labels, random = batch()
