@@ -12,11 +12,11 @@ from robench.workspace import Workspace
 #: By what they add to: a recipe, and its settings. One common radius and measure.
 CONTESTANTS = {
     "standard": ("digits-standard", ["selection.threat=Linf@0.1"]),
-    "trades": ("digits-trades", ["threat=Linf@0.1", "defense.steps=3"]),
-    "at+emr": ("digits-pgd", ["threat=Linf@0.1", "defense.steps=3", "regularizers.emr.strength=0.03"]),
+    "trades": ("digits-trades", ["threat=Linf@0.1", "defense.steps=2"]),
+    "at+emr": ("digits-pgd", ["threat=Linf@0.1", "defense.steps=2", "regularizers.emr.strength=0.03"]),
     "emr": ("digits-emr", ["selection.threat=Linf@0.1"]),
 }
-SCALE = ["epochs=5", "selection.metric=last", "selection.attack=pgd-20", "selection.every=5"]
+SCALE = ["epochs=7", "selection.metric=last", "selection.attack=pgd-20", "selection.every=7"]
 
 
 class Quiet:

@@ -14,6 +14,7 @@ from robench.defenses.standard import standard
 from robench.defenses.trades import trades
 from robench.errors import UserError
 from robench.losses import kl_divergence
+from robench.lp_geometry import project, random_start
 from robench.random_streams import RandomStream
 from robench.recipe import parse_recipe
 from robench.threat_model import ThreatModel
@@ -196,3 +197,18 @@ def test_refuses_what_makes_no_sense():
         recipe(defense={"name": "trades", "parameters": {"beta": -1.0}})
     with pytest.raises(UserError, match=r"inner = 'both'"):
         recipe(defense={"name": "trades", "parameters": {"inner": "both"}})
+
+
+def test_a_step_of_the_ascent_follows_the_divergence_from_the_clean_prediction():
+    """Far from the image the two directions of the divergence have different gradients."""
+    images, labels, random = batch()
+    model, threat = small_net().eval(), ThreatModel.parse("L2@0.8")
+    begin = random_start(images, threat, random.at("trades")).requires_grad_()
+    p = model(images).softmax(1).detach()
+    (p * (p.log() - model(begin).softmax(1).log())).sum().backward()
+    slope = begin.grad / begin.grad.flatten(1).norm(dim=1)[:, None, None, None]
+    found = trades(
+        model, images, labels, random=random, progress=0.0, threat=threat, steps=1, step_size=0.01, start="random"
+    )
+    expected = project((begin + 0.01 * slope).detach(), images, threat)
+    assert torch.allclose(found.views["adversarial"].images, expected, rtol=0, atol=1e-9)
