@@ -40,6 +40,15 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
+def kl_divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Return KL(softmax(logits) || softmax(others)) per example, `(N,)`, in nats: summed over the classes.
+
+    Both `(N, K)`; gradients flow into both.
+    """
+    of_first, of_second = logits.log_softmax(1), others.log_softmax(1)
+    return (of_first.exp() * (of_first - of_second)).sum(1)
+
+
 @dataclass(frozen=True)
 class Criterion:
     """What counts as broken: the label is not among the `top_k` largest logits."""

@@ -66,8 +66,10 @@ def pgd(
         x, y, target = images[rows], labels[rows], narrowed(model, rows)
         at_random = start == "random" or restart > 0
         begin = random_start(x, threat, random[rows].at("restart", restart)) if at_random else x
-        walk = _ascend_until_broken if stop_when_broken else _ascend
-        last, standing = walk(target, begin, x, y, ascent=ascent)
+        if stop_when_broken:
+            last, standing = _ascend_until_broken(target, begin, x, y, ascent=ascent)
+        else:
+            last, standing = ascend(target, begin, x, y, ascent=ascent), torch.ones_like(y, dtype=torch.bool)
         if restart == restarts - 1 and (stop_when_broken or restarts == 1):
             best[rows] = last
             break
@@ -96,7 +98,8 @@ class Ascent:
     length: float
     """Of a step, in the threat's norm."""
     loss: PerExampleLoss
-    criterion: Criterion
+    criterion: Criterion = TOP_1
+    """What counts as broken, where that ends an ascent."""
 
     def step(self, gradient: Tensor, current: Tensor, images: Tensor) -> Tensor:
         """Return the next iterate."""
@@ -104,16 +107,17 @@ class Ascent:
         return project(moved, images, self.threat)
 
 
-def _ascend(
-    model: nn.Module, begin: Tensor, images: Tensor, labels: Tensor, *, ascent: Ascent
-) -> tuple[Tensor, Tensor]:
-    """Take all steps; return the last iterates and all rows as standing."""
+def ascend(model: nn.Module, begin: Tensor, images: Tensor, labels: Tensor, *, ascent: Ascent) -> Tensor:
+    """Take all steps from `begin` whatever is predicted there; return the last iterates `(N, C, H, W)`.
+
+    The inner maximisation of adversarial training, on any loss: `images` are the ball's centres.
+    """
     current = begin
     for _ in range(ascent.steps):
         current = current.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(ascent.loss(model(current), labels).sum(), current)
         current = ascent.step(gradient, current, images)
-    return current, torch.ones_like(labels, dtype=torch.bool)
+    return current
 
 
 def _ascend_until_broken(
