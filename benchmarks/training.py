@@ -60,14 +60,12 @@ def _emr(p: Mapping[str, Any], classes: int) -> Counts:
 def _atent(p: Mapping[str, Any], _: int) -> Counts:
     # One pass to the images per step; the loss is averaged over the last iterates, each by a pass to the weights.
     steps = p["steps"]
-    averaged = p.get("truncate_average", p.get("averaged"))
-    return {"input": steps, "parameter": min(steps, averaged or steps)}
+    return {"input": steps, "parameter": min(steps, p["truncate_average"] or steps)}
 
 
 def _heat(p: Mapping[str, Any], _: int) -> Counts:
     # One direction per projection, through one graph; the student at the image and at each moved image; the teacher.
-    projections = p.get("projections", p.get("kappa", 10))
-    return {"forward": 1, "input_backward": projections, "parameter": projections + 1}
+    return {"forward": 1, "input_backward": p["kappa"], "parameter": p["kappa"] + 1}
 
 
 #: By a defense's name in the catalog. One that is not here is measured, and said to have no ideal.
@@ -78,7 +76,10 @@ IDEALS: Mapping[str, Ideal] = {
     "atent": _atent,
     "heat_smoothing": _heat,
     "emr": _emr,
-    "sgr": lambda *_: {"double": 1},
+    # The objective's own pass to the weights becomes the double one: they share the graph.
+    "gn": lambda *_: {"double": 1, "parameter": -1},
+    "sgr": lambda *_: {"double": 1, "parameter": -1},
+    "gaussian_noise": lambda *_: {"parameter": 1},
 }
 
 

@@ -96,13 +96,13 @@ def test_emr_adds_one_double_pass(base):
 
 def test_ideals_of_the_papers_defenses():
     assert training.IDEALS["atent"]({"steps": 10, "truncate_average": 3}, 10) == {"input": 10, "parameter": 3}
-    assert training.IDEALS["atent"]({"steps": 10, "truncate_average": None}, 10) == {"input": 10, "parameter": 10}
-    assert training.IDEALS["heat_smoothing"]({"projections": 10}, 10) == {
+    assert training.IDEALS["atent"]({"steps": 10, "truncate_average": 0}, 10) == {"input": 10, "parameter": 10}
+    assert training.IDEALS["heat_smoothing"]({"kappa": 10}, 10) == {
         "forward": 1,
         "input_backward": 10,
         "parameter": 11,
     }
-    assert training.IDEALS["sgr"]({}, 10) == {"double": 1}
+    assert training.IDEALS["sgr"]({}, 10) == training.IDEALS["gn"]({}, 10) == {"double": 1, "parameter": -1}
 
 
 def test_takes_part_whatever_the_catalog_has():
