@@ -41,6 +41,11 @@ class Suite(Value):
     certificates: tuple[str, ...] = ()
     """Whatever the threat model is."""
 
+    @property
+    def has_attacks(self) -> bool:
+        """Tell whether it attacks at all."""
+        return bool(self.attacks or self.linf or self.l2)
+
     def under(self, norm: Norm) -> tuple[str, ...]:
         """Return the attacks for one norm, in the order in which they run."""
         own: tuple[str, ...] = {"Linf": self.linf, "L2": self.l2}[norm]

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from robench.store import Store
 
 
-def check(texts: Sequence[str], *, sigma: float) -> None:
-    """Refuse certificates that could not be computed, before anything is loaded."""
+def check(texts: Sequence[str], *, sigma: float, idle: Mapping[str, bool]) -> None:
+    """Refuse certificates that could not be computed, before anything is loaded.
+
+    `idle` says which options were given that no certificate follows, where nothing else does, either.
+    """
+    if texts and (unused := [option for option, given in idle.items() if given]):
+        raise UserError(f"{unused[0]} is for attacks and changes no certificate; leave it out, or add --attack NAME")
     for text in texts:
         name = text.partition(":")[0].strip()
         wants = "sigma" in catalog.find("certificates", name).parameters

@@ -160,7 +160,18 @@ def evaluate(
     asked = attacks or certificate
     chosen = planning.load_suite(suite or planning.DEFAULT_SUITE) if suite or not asked else None
     certificates = [*(chosen.certificates if chosen else ()), *(certificate or ())]
-    certifying.check(certificates, sigma=sigma)
+    only = not attacks and not (chosen and chosen.has_attacks)
+    idle = {
+        "--compile": compile_search,
+        "--until": until is not None,
+        "--max-seconds": max_seconds is not None,
+        "--save-adversarials": save_adversarials,
+        "--top-k": top_k > 1,
+        "--votes": votes > 1,
+        "--repeats": repeats > 1,
+        "--backend": backend != NATIVE,
+    }
+    certifying.check(certificates, sigma=sigma, idle=idle if only else {})
     for text in attacks:
         planning.attack_settings(text)
     by_default = examples is None and not all_examples

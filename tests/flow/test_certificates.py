@@ -74,6 +74,8 @@ def test_suites_of_certificates(workspace, robench):
     assert "effective-margin" in out
     status, _, err = robench(*EVAL, "--certificate", "cohen:n=5")
     assert (status, "smallest that can is 10" in err) == (2, True)
+    status, _, err = robench(*EVAL, "--certificate", "cohen", "--compile")
+    assert (status, "--compile is for attacks" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "chen")
     assert (status, "did you mean 'cohen'" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen:sigma=-1")
