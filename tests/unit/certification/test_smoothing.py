@@ -47,7 +47,7 @@ def ask(model, count, *, classes=2, seed=0, batch_size=400):
     return NoisyModel(model, np.arange(count), seed, classes, batch_size)
 
 
-def noise_of(ids, samples, purpose, shape, seed=0):
+def noise_of(ids, samples, purpose, shape, *, sigma=SIGMA, seed=0):
     """The noise of each example, drawn here chunk by chunk."""
     drawn = []
     for example in ids:
@@ -55,28 +55,32 @@ def noise_of(ids, samples, purpose, shape, seed=0):
         for chunk in range(-(-samples // NOISE_CHUNK)):
             generator = torch.Generator().manual_seed(noise_key(seed, int(example), purpose, chunk))
             size = min(NOISE_CHUNK, samples - chunk * NOISE_CHUNK)
-            chunks.append(torch.empty(size, *shape).normal_(0.0, SIGMA, generator=generator))
+            chunks.append(torch.empty(size, *shape).normal_(0.0, sigma, generator=generator))
         drawn.append(torch.cat(chunks))
     return drawn
 
 
 @torch.no_grad()
-def test_agrees_with_the_algorithm_line_by_line():
+@pytest.mark.parametrize("sigma", [0.02, 0.25])
+def test_agrees_with_the_algorithm_line_by_line(sigma):
     model, images, labels = SmallNet().eval(), pictures(6).float(), torch.arange(6) % 5
-    found = certify(ask(model, 6, classes=5), images, labels, sigma=SIGMA, n0=100, n=450, alpha=0.01)
-    choosing = noise_of(range(6), 100, "selection", images.shape[1:])
-    judging = noise_of(range(6), 450, "estimation", images.shape[1:])
+    found = certify(ask(model, 6, classes=5), images, labels, sigma=sigma, n0=100, n=450, alpha=0.01)
+    choosing = noise_of(range(6), 100, "selection", images.shape[1:], sigma=sigma)
+    judging = noise_of(range(6), 450, "estimation", images.shape[1:], sigma=sigma)
+    certain = 0
     for i in range(6):
         guess = model(images[i] + choosing[i]).argmax(1).bincount(minlength=5).argmax()
         hits = int((model(images[i] + judging[i]).argmax(1) == guess).sum())
         lower = proportion_confint(hits, 450, alpha=2 * 0.01, method="beta")[0]
         assert found.hits[i] == hits
         if lower > 0.5:
+            certain += 1
             assert found.prediction[i] == guess
-            assert found.radius[i] == pytest.approx(SIGMA * norm.ppf(lower))
+            assert found.radius[i] == pytest.approx(sigma * norm.ppf(lower))
         else:
             assert (found.prediction[i], found.radius[i]) == (-1, 0)
         assert found.correct[i] == (lower > 0.5 and guess == labels[i])
+    assert certain >= 3 if sigma == 0.02 else certain < 6
 
 
 @torch.no_grad()
