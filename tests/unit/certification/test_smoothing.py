@@ -123,6 +123,17 @@ def test_a_decision_at_a_radius_stops_early_and_is_right():
 
 
 @torch.no_grad()
+def test_what_is_not_decided_when_the_samples_end_is_not_certified():
+    model = Halfspace()
+    asked = ask(model, 1)
+    found = certify_anytime(
+        asked, images_at(model, [0.31]), torch.zeros(1).long(), sigma=SIGMA, goal="decision", at=0.3, n=300
+    )
+    assert (found.prediction[0], found.radius[0], found.correct[0]) == (-1, 0, False)
+    assert asked.samples[0] == 400
+
+
+@torch.no_grad()
 def test_a_table_of_radii_is_not_changed_by_stopping_early():
     model, radii = Halfspace(), (0.1, 0.2, 0.4)
     distances = torch.linspace(0.02, 0.6, 40)
