@@ -1,6 +1,7 @@
 """Every attack side by side with the other libraries: how fast, how near to the ideal, and how strong.
 
 python -m benchmarks.attacks [--attack NAME ...] [--model NAME ...] [--examples N] [--quick] [--json FILE]
+python -m benchmarks.attacks --show FILE ...
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.contestants import shard_of
 from benchmarks.ideal import BestPass
 from benchmarks.problems import L2_THREATS, SETTINGS, Choice, Problem, make
 from benchmarks.rivals import LIBRARIES, NotOffered, Target, rival
-from benchmarks.standings import OWN, Elapsed, Goal, Report, Standing, line_of, table, verdicts
+from benchmarks.standings import OWN, Elapsed, Goal, Report, Standing, line_of, report_of, short_table, table, verdicts
 from robench import planning
 from robench.attacks import _compaction
 from robench.classifier import keep_large_buffers, search_copy
@@ -93,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(arguments)
     keep_large_buffers()
+    if options.show:
+        files = [json.loads(path.read_text(encoding="utf-8")) for path in options.show]
+        print(short_table([report_of(values) for content in files for values in content["reports"]]))
+        return
     device, problems, reports = torch.device(options.device), {}, []
     for case in CASES:
         for model in case.models:
@@ -131,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few images, one repeat: does everything run?")
     parser.add_argument("--repeats", type=int, default=2, help="the best counts; default 2")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="print what was measured before, shortly")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there")
     parser.add_argument("--data-root", type=Path, help="default ROBENCH_DATA")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the weights made here")

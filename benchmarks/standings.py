@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -141,6 +142,37 @@ def table(reports: Sequence[Report], device: torch.device) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def short_table(reports: Sequence[Report]) -> str:
+    """Return the Markdown table that the README shows: robench's later questions, by processor time."""
+    lines = [
+        "| attack | model (images) | robench, s | of ideal | others: times as long | broken, or median norm |",
+        "|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        own = report.results[OWN]
+        others = sorted(others_of(report).items(), key=lambda item: item[1].best.processor)
+        cells = [
+            f"{report.attack}, {report.threat}",
+            f"{report.model} ({report.images})",
+            f"{own.best.processor:.2f}",
+            f"{report.ideal.processor / own.best.processor:.2f}" if report.ideal else "",
+            ", ".join(f"{name} {s.best.processor / own.best.processor:.2f}" for name, s in others),
+            ", ".join([f"**{strength_text(report, own)}**", *(f"{n} {strength_text(report, s)}" for n, s in others)]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report_of(values: Mapping[str, Any]) -> Report:
+    """Return the report that a JSON file holds."""
+    results = {
+        name: Standing(**{**s, "seconds": [Elapsed(**e) for e in s["seconds"]]})
+        for name, s in values["results"].items()
+    }
+    ideal = Elapsed(**values["ideal"]) if values["ideal"] else None
+    return Report(**{**values, "results": results, "ideal": ideal})
 
 
 def strength_text(report: Report, standing: Standing) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,3 +282,12 @@ def test_parity_is_measured_in_pieces(tmp_path):
     assert "| a | Linf@0.1 | pgd | 1000 | 5.0 % | library0 5.2 % (0 / 0) | kept |" in parity.table(
         parity.read(tmp_path / "parity.json")
     )
+
+
+def test_the_readme_shows_what_was_measured():
+    root = Path(__file__).parents[2]
+    files = sorted((root / "benchmarks" / "results").glob("attacks-*.json"))
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    reports = [standings.report_of(values) for content in contents for values in content["reports"]]
+    assert reports
+    assert standings.short_table(reports) in (root / "README.md").read_text(encoding="utf-8")
