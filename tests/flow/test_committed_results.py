@@ -11,11 +11,14 @@ import torch
 from robench import catalog
 from robench.checkpoints import load_card_model
 from robench.datasets import open_split, select_examples
+from robench.evaluation.campaign import Execution
+from robench.evaluation.certifying import Certifier
 from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
 from robench.planning import is_minimum_norm
 from robench.registry import read_cards
 from robench.reporting import write_leaderboards
+from robench.smoothing_bounds import clopper_pearson_lower, radius_of
 from robench.store import Store
 from robench.workspace import Workspace
 from tests.flow.conftest import ROOT
@@ -23,6 +26,7 @@ from tests.flow.conftest import ROOT
 CARDS = read_cards([ROOT / "model_zoo"])
 STORE = Store(ROOT / "reports")
 RECORDS = [stored.record for stored in STORE.records()]
+CERTIFICATES = [stored.record for stored in STORE.certificates()]
 WHOLE = [r for r in RECORDS if r.spec.examples.count == r.spec.examples.split_size]
 
 
@@ -61,6 +65,46 @@ def test_records_are_of_these_weights_and_follow_from_their_rows(record):
     assert inside.all() or is_minimum_norm(record.spec)
 
 
+@pytest.mark.parametrize("record", CERTIFICATES, ids=lambda r: f"{r.spec.model.id}-{r.spec.certificate.name}")
+def test_certificates_are_of_these_weights_and_follow_from_their_rows(record):
+    rows = STORE.outcomes(record)
+    assert record.spec.model.weights_sha256 == CARDS[record.spec.model.id].card.weights.sha256
+    assert len(rows["example_id"]) == record.correct.n == record.spec.examples.count
+    assert (record.correct.successes, record.abstained.successes) == (
+        rows["correct"].sum(),
+        (rows["prediction"] < 0).sum(),
+    )
+    assert not rows["correct"][rows["prediction"] < 0].any()
+    alpha = record.spec.certificate.parameters.get("alpha")
+    if record.spec.certificate.entry == "cohen":
+        lower = clopper_pearson_lower(rows["hits"], record.spec.certificate.parameters["n"], alpha)
+        assert np.allclose(rows["radius"], radius_of(lower, record.spec.certificate.parameters["sigma"]))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("record", CERTIFICATES, ids=lambda r: f"{r.spec.model.id}-{r.spec.certificate.name}")
+def test_a_sample_of_radii_comes_out_again(record, data_root, tmp_path):
+    spec = record.spec
+    images = open_split(
+        spec.examples.dataset, spec.examples.split, Workspace(root=ROOT, data_root=data_root, user_zoo=tmp_path)
+    )
+    _, ids = select_examples(images, dataset="mnist", split="test", count=spec.examples.count)
+    stored = STORE.outcomes(record)
+    # Those that took the fewest samples: the others take a minute each.
+    order = np.argsort(stored["samples"], kind="stable")[:2]
+    sample = stored["example_id"][order]
+    assert np.isin(sample, ids).all()
+    folder, card = CARDS[spec.model.id]
+    device = torch.device("cpu")
+    execution = Execution(device=device, provenance=lambda: record.provenance, batch_size=200)
+    certifier = Certifier(load_card_model(card, folder), images, store=STORE, execution=execution)
+    rows, _ = certifier._shard(spec, sample)
+    assert (rows["prediction"] == stored["prediction"][order]).all()
+    # Rounding in float32 may turn one noisy copy in thousands.
+    assert np.abs(rows["hits"] - stored["hits"][order]).max() <= 2
+    assert np.allclose(rows["radius"], stored["radius"][order], rtol=1e-2, atol=1e-3)
+
+
 def test_more_steps_break_no_fewer_images():
     by_model = {}
     for record in WHOLE:
@@ -72,7 +116,7 @@ def test_more_steps_break_no_fewer_images():
 def test_leaderboards_come_out_byte_for_byte(tmp_path):
     names = list(catalog.plugins("leaderboards"))
     # The pages link to records and cards beside them, so they are written into a mirror of the checkout.
-    for part in ("reports/records", "reports/outcomes", "model_zoo"):
+    for part in ("reports/records", "reports/certificates", "reports/outcomes", "model_zoo"):
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / part).symlink_to(ROOT / part)
     out = tmp_path / "reports" / "leaderboards"
