@@ -26,6 +26,7 @@ class Listing(StrEnum):
     ARCHITECTURES = "architectures"
     ATTACKS = "attacks"
     BACKENDS = "backends"
+    CERTIFICATES = "certificates"
     DEFENSES = "defenses"
     SUITES = "suites"
     LEADERBOARDS = "leaderboards"
@@ -77,7 +78,9 @@ def _summary(plugin: catalog.Plugin) -> str:
 def show(
     name: Annotated[
         str,
-        typer.Argument(help="A model, recipe, data set, architecture, attack, backend, defense, suite or leaderboard."),
+        typer.Argument(
+            help="A model, recipe, data set, architecture, attack, backend, certificate, defense, suite or board."
+        ),
     ],
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,

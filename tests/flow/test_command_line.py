@@ -134,7 +134,10 @@ def test_import_brings_a_checkpoint_in(workspace, robench, trained, tmp_path):
     assert not (workspace / "model_zoo" / "wrong").exists()
 
 
-@pytest.mark.parametrize("kind", ["models", "recipes", "datasets", "architectures", "attacks", "defenses", "suites"])
+LISTED = ["models", "recipes", "datasets", "architectures", "attacks", "certificates", "defenses", "suites"]
+
+
+@pytest.mark.parametrize("kind", LISTED)
 def test_everything_listed_can_be_shown(workspace, robench, kind):
     status, out, _ = robench("list", kind, "--json")
     assert status == 0
