@@ -26,7 +26,7 @@ from robench.certification import NoisyModel
 from robench.certification.cohen import certify
 from robench.certification.sequential import certify_anytime
 from robench.classifier import keep_large_buffers
-from robench.provenance import code_version, device_name
+from robench.provenance import PACKAGE, code_version, device_name
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIGMA = 0.25
@@ -82,7 +82,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "code": code_version(),
+            "code": code_version(PACKAGE),
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**facts, "found": found}, indent=1) + "\n", encoding="utf-8")
