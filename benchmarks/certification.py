@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--inference", action="store_true", help="seconds to classify one image, with and without noise"
     )
+    parser.add_argument("--untuned", action="store_true", help="leave the allocator as it is, as the others find it")
     parser.add_argument("--saved", action="store_true", help="how many samples the anytime certificates save instead")
     parser.add_argument("--radius", type=float, default=0.5, help="of the decisions that --saved makes")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
-    keep_large_buffers()
+    if not options.untuned:
+        keep_large_buffers()
     known = options.model in SETTINGS
     choice = Choice(
         options.model if known else "lenet5",
@@ -78,6 +80,7 @@ def main() -> None:
             "examples": options.examples,
             "samples": options.samples,
             "clock": options.clock,
+            "allocator tuned": not options.untuned,
             "device": device_name(device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
