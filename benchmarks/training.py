@@ -73,6 +73,7 @@ IDEALS: Mapping[str, Ideal] = {
     "standard": lambda *_: {"parameter": 1},
     "pgd_training": lambda p, _: {"input": p["steps"], "parameter": 1},
     "trades": _trades,
+    "mart": lambda p, _: {"input": p["steps"], "parameter": 2},
     "atent": _atent,
     "heat_smoothing": _heat,
     "emr": _emr,
