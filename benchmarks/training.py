@@ -52,6 +52,12 @@ def _trades(p: Mapping[str, Any], _: int) -> Counts:
     return {"forward": float(p["inner"] == "kl"), "input": p["steps"], "parameter": 2}
 
 
+def _mail(p: Mapping[str, Any], _: int) -> Counts:
+    # After the burn-in.
+    trades = p["form"] == "trades"
+    return {"forward": float(trades and p["inner"] != "ce"), "input": p["steps"], "parameter": 1 + trades}
+
+
 def _emr(p: Mapping[str, Any], classes: int) -> Counts:
     # Of the exact form the forward pass is made once, and counted for each class: it needs no more than this.
     return {"double": 1 if p["form"] == "approximate" else classes}
@@ -74,6 +80,7 @@ IDEALS: Mapping[str, Ideal] = {
     "pgd_training": lambda p, _: {"input": p["steps"], "parameter": 1},
     "trades": _trades,
     "mart": lambda p, _: {"input": p["steps"], "parameter": 2},
+    "mail": _mail,
     "atent": _atent,
     "heat_smoothing": _heat,
     "emr": _emr,
