@@ -87,6 +87,7 @@ IDEALS: Mapping[str, Ideal] = {
     # The objective's own pass to the weights becomes the double one: they share the graph.
     "gn": lambda *_: {"double": 1, "parameter": -1},
     "sgr": lambda *_: {"double": 1, "parameter": -1},
+    "igr": lambda *_: {"double": 1, "parameter": -1},
     "gaussian_noise": lambda *_: {"parameter": 1},
 }
 
