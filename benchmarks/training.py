@@ -69,6 +69,10 @@ def _atent(p: Mapping[str, Any], _: int) -> Counts:
     return {"input": steps, "parameter": min(steps, p["truncate_average"] or steps)}
 
 
+def _smooth_adv(p: Mapping[str, Any], _: int) -> Counts:
+    return {"input": p["steps"] * p["copies"], "parameter": p["copies"] if p["outer"] == "all" else 1}
+
+
 def _heat(p: Mapping[str, Any], _: int) -> Counts:
     # One direction per projection, through one graph; the student at the image and at each moved image; the teacher.
     return {"forward": 1, "input_backward": p["kappa"], "parameter": p["kappa"] + 1}
@@ -83,6 +87,7 @@ IDEALS: Mapping[str, Ideal] = {
     "mail": _mail,
     "atent": _atent,
     "heat_smoothing": _heat,
+    "smooth_adv": _smooth_adv,
     "emr": _emr,
     # The objective's own pass to the weights becomes the double one: they share the graph.
     "gn": lambda *_: {"double": 1, "parameter": -1},
