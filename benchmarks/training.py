@@ -52,6 +52,12 @@ def _trades(p: Mapping[str, Any], _: int) -> Counts:
     return {"forward": float(p["inner"] == "kl"), "input": p["steps"], "parameter": 2}
 
 
+def _mail(p: Mapping[str, Any], _: int) -> Counts:
+    # After the burn-in.
+    trades = p["form"] == "trades"
+    return {"forward": float(trades and p["inner"] != "ce"), "input": p["steps"], "parameter": 1 + trades}
+
+
 def _emr(p: Mapping[str, Any], classes: int) -> Counts:
     # Of the exact form the forward pass is made once, and counted for each class: it needs no more than this.
     return {"double": 1 if p["form"] == "approximate" else classes}
@@ -61,6 +67,10 @@ def _atent(p: Mapping[str, Any], _: int) -> Counts:
     # One pass to the images per step; the loss is averaged over the last iterates, each by a pass to the weights.
     steps = p["steps"]
     return {"input": steps, "parameter": min(steps, p["truncate_average"] or steps)}
+
+
+def _smooth_adv(p: Mapping[str, Any], _: int) -> Counts:
+    return {"input": p["steps"] * p["copies"], "parameter": p["copies"] if p["outer"] == "all" else 1}
 
 
 def _heat(p: Mapping[str, Any], _: int) -> Counts:
@@ -73,12 +83,16 @@ IDEALS: Mapping[str, Ideal] = {
     "standard": lambda *_: {"parameter": 1},
     "pgd_training": lambda p, _: {"input": p["steps"], "parameter": 1},
     "trades": _trades,
+    "mart": lambda p, _: {"input": p["steps"], "parameter": 2},
+    "mail": _mail,
     "atent": _atent,
     "heat_smoothing": _heat,
+    "smooth_adv": _smooth_adv,
     "emr": _emr,
     # The objective's own pass to the weights becomes the double one: they share the graph.
     "gn": lambda *_: {"double": 1, "parameter": -1},
     "sgr": lambda *_: {"double": 1, "parameter": -1},
+    "igr": lambda *_: {"double": 1, "parameter": -1},
     "gaussian_noise": lambda *_: {"parameter": 1},
 }
 

@@ -72,4 +72,9 @@ ENTRY = DefenseEntry(
     source="Madry et al., arXiv:1706.06083, equation (2.1)",
     views=("adversarial",),
     passes="steps",
+    presets={
+        # Wong, Rice, Kolter, arXiv:2001.03994 (FGSM training), on CIFAR-10, Linf@8/255: one step of 1.25 epsilon from a
+        # random point; start=image is the zero initialisation that they compare with.
+        "fast_training": {"steps": 1, "step_size": 0.0392156862745098, "start": "random", "attack_mode": "train"},
+    },
 )

@@ -7,17 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.pgd import Ascent, ascend
 from robench.catalog import DefenseEntry, NonNegativeFloat, PositiveFloat, PositiveInt
 from robench.classifier import frozen, mode
 from robench.defenses import LossParts, accuracy_of, evaluated
+from robench.defenses._ascent import climbed
 from robench.losses import PerExampleLoss, cross_entropy, kl_divergence
-from robench.lp_geometry import project, random_start
 from robench.random_streams import RandomStream
 from robench.threat_model import ThreatModel
-
-#: Standard deviation per pixel of the noise that the ascent starts with.
-_NOISE = 0.001
 
 
 def trades(
@@ -59,10 +55,17 @@ def trades(
             statistics; `train` normalises by the batch and updates them with the iterates.
     """
     with frozen(model), mode(model, training=attack_mode == "train"):
-        length = (2.5 if threat.norm == "Linf" else 2.0) * threat.radius / steps if step_size is None else step_size
-        loss = _divergence_from_now(model, images) if inner == "kl" else cross_entropy
-        begin = _start(start or ("noise" if inner == "kl" else "random"), images.detach(), threat, random.at("trades"))
-        adversarial = ascend(model, begin, images.detach(), labels, ascent=Ascent(threat, steps, length, loss))
+        adversarial = climbed(
+            model,
+            images,
+            labels,
+            threat=threat,
+            random=random.at("trades"),
+            loss=_divergence_from_now(model, images) if inner == "kl" else cross_entropy,
+            steps=steps,
+            step_size=step_size,
+            start=start or ("noise" if inner == "kl" else "random"),
+        )
     clean = evaluated(model, images, images)
     worst = evaluated(model, adversarial, images)
     natural = cross_entropy(clean.logits, labels).mean()
@@ -80,12 +83,6 @@ def _divergence_from_now(model: nn.Module, images: Tensor) -> PerExampleLoss:
     """Return the divergence from what the model predicts now at `images`, as a loss of logits."""
     clean = model(images)
     return lambda logits, _: kl_divergence(clean, logits)
-
-
-def _start(kind: Literal["noise", "random"], images: Tensor, threat: ThreatModel, random: RandomStream) -> Tensor:
-    if kind == "random":
-        return random_start(images, threat, random)
-    return project(images + _NOISE * random.normal(images), images, threat)
 
 
 ENTRY = DefenseEntry(
