@@ -25,7 +25,7 @@ from benchmarks.problems import SETTINGS, Choice, Problem, make
 from robench.certification import NoisyModel
 from robench.certification.cohen import certify
 from robench.certification.sequential import certify_anytime
-from robench.classifier import keep_large_buffers
+from robench.classifier import keep_large_buffers, search_copy
 from robench.provenance import PACKAGE, code_version, device_name
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -98,13 +98,15 @@ def speeds(
     """Return seconds of everybody, interleaved, the best of the repeats, and ratios."""
     images, labels = problem.images.to(device), problem.labels.to(device)
     plain = problem.model.to(device).eval()
-    fast = problem.model.to(memory_format=torch.channels_last)
+    searched = search_copy(problem.model, precision="fp32", device=device)
+    # The ideal is of the model in the faster of the two forms.
+    fast = min((plain, searched), key=lambda model: min(_timed(model, images, 200, device, clock) for _ in range(5)))
     sizes = (100, 200, 400, 800)
     per_image = {size: min(_timed(fast, images, size, device, clock) for _ in range(3)) / size for size in sizes}
     best = min(per_image, key=per_image.__getitem__)
 
     def robench() -> None:
-        asked = NoisyModel(fast, np.arange(len(images)), 0, plain.num_classes, best)
+        asked = NoisyModel(searched, np.arange(len(images)), 0, plain.num_classes, best)
         certify(asked, images, labels, sigma=SIGMA, n0=100, n=samples)
 
     def loop() -> None:

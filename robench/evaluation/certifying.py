@@ -5,23 +5,23 @@ Examples are independent and their noise is keyed by (seed, example, purpose, ch
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from robench import catalog
 from robench.certification import NOISE_CHUNK, NoisyModel
-from robench.classifier import Classifier, frozen, give_back_buffers, keep_large_buffers, tensor_float32
+from robench.classifier import Classifier, give_back_buffers, keep_large_buffers, search_copy, tensor_float32
 from robench.datasets import ImageSet
 from robench.errors import EvaluationFailed, RobenchError
 from robench.evaluation.campaign import Execution
 from robench.evaluation.merging import share
 from robench.planning import guarantee_of, journal_key
-from robench.records import CERTIFICATE_COLUMNS, CertificateRecord, CertificateSpec, Cost, Provenance, Radii
+from robench.records import CERTIFICATE_COLUMNS, CertificateRecord, CertificateSpec, Cost, Precision, Provenance, Radii
 from robench.store import Rows, Store, outcome_sha256
 
 #: Examples between two savings of progress.
@@ -38,9 +38,9 @@ class Certifier:
         """Take a model that passed the preflight, and the whole split."""
         self.images, self.store, self.execution = images, store, execution
         self.device = execution.device
-        plain = copy.deepcopy(model).to(self.device).eval()
-        self.model = plain.to(memory_format=torch.channels_last)
+        self.plain = model
         self.batch_size = execution.batch_size
+        self._evaluated: dict[Precision, nn.Module] = {}
 
     def answer(self, specs: Sequence[CertificateSpec], ids: NDArray[np.int64]) -> list[CertificateRecord]:
         """Answer all questions on these examples, in order; raise EvaluationFailed where the model gives no answer."""
@@ -68,22 +68,25 @@ class Certifier:
         give_back_buffers()
         return record
 
+    def _model(self, precision: Precision) -> nn.Module:
+        """Return the function that is evaluated, and so certified: the model in the form that attacks search.
+
+        It equals the plain model up to rounding in this precision: batch norms are folded, layers have cheaper forms.
+        """
+        if precision not in self._evaluated:
+            self._evaluated[precision] = search_copy(self.plain, precision=precision, device=self.device)
+        return self._evaluated[precision]
+
     def _shard(self, spec: CertificateSpec, ids: NDArray[np.int64]) -> tuple[Rows, Cost]:
         started = time.perf_counter()
         plugin = catalog.find("certificates", spec.certificate.entry)
         dtype = torch.float64 if spec.precision == "fp64" else torch.float32
         images = torch.from_numpy(self.images.read(ids)).to(self.device).to(dtype) / 255
         labels = torch.from_numpy(self.images.labels[ids]).to(self.device)
-        model = self.model.double() if spec.precision == "fp64" else self.model
-        half = spec.precision == "bf16"
-        with (
-            torch.no_grad(),
-            frozen(model),
-            tensor_float32(allowed=spec.precision == "tf32"),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half),
-        ):
+        model = self._model(spec.precision)
+        with torch.no_grad(), tensor_float32(allowed=spec.precision == "tf32"):
             if self.batch_size is None:
-                self.batch_size = self._fastest_batch_size(images)
+                self.batch_size = self._fastest_batch_size(model, images)
             asked = NoisyModel(model, ids, spec.seed, len(self.images.classes), self.batch_size)
             try:
                 plain = asked.logits(images).argmax(1).cpu().numpy()
@@ -114,23 +117,23 @@ class Certifier:
         )
         return rows, cost
 
-    def _fastest_batch_size(self, images: torch.Tensor) -> int:
+    def _fastest_batch_size(self, model: nn.Module, images: torch.Tensor) -> int:
         """Return how many noisy copies one call of the model takes, by trial; memory that runs out ends the trial."""
         best, fastest = NOISE_CHUNK, float("inf")
         for chunks in _CANDIDATES[self.device.type]:
             count = chunks * NOISE_CHUNK
             try:
                 batch = images[:1].expand(count, *images.shape[1:]).contiguous()
-                seconds = min(self._seconds(batch) for _ in range(2)) / count
+                seconds = min(self._seconds(model, batch) for _ in range(2)) / count
             except torch.OutOfMemoryError:
                 break
             if seconds < _WORTHWHILE * fastest:
                 best, fastest = count, seconds
         return best
 
-    def _seconds(self, batch: torch.Tensor) -> float:
+    def _seconds(self, model: nn.Module, batch: torch.Tensor) -> float:
         started = time.perf_counter()
-        self.model(batch)
+        model(batch)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
