@@ -146,7 +146,8 @@ def print_records(records: Sequence[CertificateRecord]) -> None:
                 spec.identity,
             ]
         )
-    columns = ["model", "certificate", "test examples", "correct", "abstained", "median radius", "average radius"]
+    examples = f"{records[0].spec.examples.split} examples"
+    columns = ["model", "certificate", examples, "correct", "abstained", "median radius", "average radius"]
     print_table([*columns, "passes", "time", "record"], rows)
     for text in dict.fromkeys(f"{r.spec.certificate.name}: {r.guarantee}" for r in records):
         print(text)

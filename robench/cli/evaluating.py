@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from robench.checkpoints import LoadedModel
     from robench.classifier import Classifier
     from robench.cli.progress import Outlook
-    from robench.datasets import ImageSet
+    from robench.datasets import ImageSet, Split
     from robench.store import Store
 
 #: Without --examples or --all: enough for a two-digit answer, said in the output and in every record.
@@ -89,6 +89,10 @@ def evaluate(
         ),
     ] = None,
     all_examples: Annotated[bool, typer.Option("--all", help="The whole test split.")] = False,
+    split: Annotated[
+        str,
+        typer.Option(help="test, validation, or train: of the last two no number is one to publish as robustness."),
+    ] = "test",
     until: Annotated[
         str | None,
         typer.Option(
@@ -155,6 +159,9 @@ def evaluate(
         raise UserError(f"--max-seconds {max_seconds:g} leaves no time; give a number above 0")
     if precision not in get_args(Precision):
         raise UserError(f"--precision {precision!r} is unknown; write {', '.join(get_args(Precision))}")
+    splits = get_args(Examples.model_fields["split"].annotation)
+    if split not in splits:
+        raise UserError(f"--split {split!r} is unknown; write {', '.join(splits)}")
     threats = [ThreatModel.parse(text) for text in threat or ()]
     attacks = list(attack or ())
     asked = attacks or certificate
@@ -180,6 +187,7 @@ def evaluate(
         dataset=dataset,
         examples=DEFAULT_EXAMPLES if by_default else examples,
         examples_by_default=by_default,
+        split=cast("Split", split),
         threats=threats,
         attacks=attacks,
         seed=seed,
@@ -241,6 +249,7 @@ class Options:
     seed: int
     precision: Precision
     device: str
+    split: Split = "test"
     decision: Decision = PLAIN
     until: float | None = None
     suite: planning.Suite | None = None
@@ -288,14 +297,14 @@ def prepare(name: str, options: Options) -> Job:
     for threat in threats:
         for text in options.attacks:  # before anything is loaded
             planning.identify_attack(text, threat, options.decision, backend=options.backend)
-    images = open_split(dataset, "test", options.workspace)
+    images = open_split(dataset, options.split, options.workspace)
     loaded: LoadedModel | None = None
     if card is None:
         loaded = _load(name, images, options)
     count = options.examples
     if options.examples_by_default and count is not None:
         count = min(count, len(images))
-    chosen, ids = select_examples(images, dataset=dataset, split="test", count=count)
+    chosen, ids = select_examples(images, dataset=dataset, split=options.split, count=count)
     identity = identity_of(card) if card else loaded.identity  # type: ignore[union-attr]
     request = planning.Request(
         model=identity,
@@ -547,7 +556,7 @@ def _print_records(records: Sequence[EvalRecord], certified: Sequence[Certificat
     certifying.print_records(certified)
     if not records:
         return
-    columns = ["model", "threat", "attack", "test examples", "clean", "robust", "record"]
+    columns = ["model", "threat", "attack", f"{records[0].spec.examples.split} examples", "clean", "robust", "record"]
     rows = []
     for record in records:
         spec = record.spec
@@ -563,4 +572,4 @@ def _print_records(records: Sequence[EvalRecord], certified: Sequence[Certificat
     print_table(columns, rows)
     partial = [r for r in records if r.spec.examples.count < r.spec.examples.split_size]
     if partial:
-        print("not the whole test split: add --all for the number to publish")
+        print(f"not the whole {partial[0].spec.examples.split} split: add --all for the number to publish")

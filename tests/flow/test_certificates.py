@@ -72,6 +72,12 @@ def test_suites_of_certificates(workspace, robench):
     status, out, _ = robench("eval", "--model", "tiny", "--suite", "margins", "--examples", "20")
     assert status == 0
     assert "effective-margin" in out
+    status, out, _ = robench("eval", "--model", "tiny", "--suite", "margins", "--examples", "20", "--split", "train")
+    assert status == 0
+    assert "train examples" in out
+    assert {r.spec.examples.split for r in certificates_of(workspace)} == {"test", "train"}
+    status, _, err = robench("eval", "--model", "tiny", "--suite", "margins", "--split", "tset")
+    assert (status, "--split 'tset' is unknown" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen:n=5")
     assert (status, "smallest that can is 10" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen", "--compile")
