@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from robench.planning import identify_certificate
 from robench.records import (
+    CERTIFICATE_COLUMNS,
     AttackIdentity,
+    CertificateRecord,
+    CertificateSpec,
     Configured,
     Cost,
     Diagnostic,
@@ -228,3 +232,48 @@ def card(folder: Path, model: str = "small_cnn", **changes: Any) -> StoredCard:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").write_text(value.to_json(), encoding="utf-8")
     return StoredCard(folder, value)
+
+
+#: Ten images: two abstentions, one wrong answer with a radius, seven right ones.
+CERTIFIED_RADIUS = (0.0, 0.0, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+CERTIFIED_PREDICTION = (-1, -1, 2, 1, 1, 1, 1, 1, 1, 1)
+
+
+def certificate_spec(model: str = "a", certificate: str = "cohen", *, sigma: float = 0.25) -> CertificateSpec:
+    """A question about ten images."""
+    like = spec(model, count=10)
+    return CertificateSpec(
+        model=like.model,
+        examples=like.examples,
+        certificate=identify_certificate(certificate, sigma=sigma),
+        seed=0,
+        precision="fp32",
+    )
+
+
+def put_certificate(
+    store: Store,
+    question: CertificateSpec,
+    radius: Iterable[float] = CERTIFIED_RADIUS,
+    prediction: Iterable[int] = CERTIFIED_PREDICTION,
+) -> CertificateRecord:
+    """Store an answer in which the label of every image is 1."""
+    from robench.evaluation.certifying import record_of
+
+    classes = np.array(list(prediction))
+    made = {
+        "example_id": np.arange(10),
+        "label": np.ones(10),
+        "plain_prediction": np.ones(10),
+        "prediction": classes,
+        "correct": classes == 1,
+        "radius": np.array(list(radius)),
+        "hits": np.full(10, 90),
+        "samples": np.full(10, 110),
+        "premise_gap": np.full(10, -1.0),
+    }
+    typed = {name: np.asarray(made[name]).astype(kind) for name, kind in CERTIFICATE_COLUMNS.items()}
+    cost = Cost(forward_passes=1100, backward_passes=0, seconds=1.0)
+    record = record_of(question, typed, cost=cost, provenance=PROVENANCE)
+    store.write_certificate(record, typed)
+    return record

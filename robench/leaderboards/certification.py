@@ -59,14 +59,15 @@ def certification(results: Results) -> list[Table]:
     for (key, group), name in zip(groups.items(), names, strict=True):
         unique = name if names.count(name) == 1 else f"{name}-{key[:6]}"
         noise = float(group[0].record.spec.certificate.parameters.get("sigma", 0.0))
-        tables.append((natural(unique.partition("-")[0]), noise, build_table(unique, group, results)))
+        entry = group[0].record.spec.certificate.entry
+        tables.append((natural(entry), noise, build_table(unique, group, results)))
     return [table for *_, table in sorted(tables, key=lambda t: (*t[:2], natural(t[2].name)))]
 
 
 def table_name(spec: CertificateSpec) -> str:
-    """Return `cohen-mnist-0.25`: certificate, data set, noise; the count follows where not all images."""
+    """Return `certification-cohen-mnist-0.25`: certificate, data set, noise; the count follows where not all images."""
     examples, sigma = spec.examples, spec.certificate.parameters.get("sigma")
-    parts = [file_name(spec.certificate.name.partition(":")[0]), file_name(examples.dataset)]
+    parts = ["certification", file_name(spec.certificate.name.partition(":")[0]), file_name(examples.dataset)]
     parts += [f"{sigma:g}"] if sigma else []
     parts += [examples.split] if examples.split != "test" else []
     parts += [str(examples.count)] if examples.count != examples.split_size else []

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import card, first_of, put, put_minimum_norm, put_transfer, spec
+from synthetic import (
+    CERTIFIED_RADIUS,
+    card,
+    certificate_spec,
+    first_of,
+    put,
+    put_certificate,
+    put_minimum_norm,
+    put_transfer,
+    spec,
+)
 
 from robench.catalog import LeaderboardEntry, plugins
 from robench.store import Results, Store, file_name
@@ -37,10 +47,13 @@ def results(folder: Path, *, backwards: bool = False) -> Results:
         put(store, spec(model, "fgsm"), first_of(50, robust + 5))
         if model != "b":
             put(store, spec(model, "pgd-20"), first_of(50, robust), failed=model == "c")
+    for model, factor in {"a": 1.0, "b": 0.5}.items():
+        put_certificate(store, certificate_spec(model), [factor * r for r in CERTIFIED_RADIUS])
+    put_certificate(store, certificate_spec("a", "smoothed-prediction"), [0.0] * 10)
     cards = {"a": card(folder / "zoo" / "a", "a")}
     found = store.results(cards)
     way = slice(None, None, -1 if backwards else 1)
-    return Results(found.records[way], cards, found.outcomes, found.transfers[way])
+    return Results(found.records[way], cards, found.outcomes, found.transfers[way], found.certificates[way])
 
 
 def test_nothing_makes_no_table(entry: LeaderboardEntry, tmp_path: Path) -> None:
@@ -58,7 +71,7 @@ def test_tables_have_names_of_their_own_that_are_safe_as_files(entry: Leaderboar
 
 def test_every_number_says_what_it_is_of(entry: LeaderboardEntry, tmp_path: Path) -> None:
     found = results(tmp_path)
-    files = {stored.path for stored in (*found.records, *found.transfers)}
+    files = {stored.path for stored in (*found.records, *found.transfers, *found.certificates)}
     for table in entry.build(found):
         assert all(column.description and column.title for column in table.columns)
         for column in table.columns:

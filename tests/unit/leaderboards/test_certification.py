@@ -7,20 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import PROVENANCE, put, spec
+from synthetic import CERTIFIED_RADIUS as RADIUS
+from synthetic import certificate_spec, put, put_certificate, spec
 
 from robench.errors import UnsafeFile
-from robench.evaluation.certifying import record_of
 from robench.evaluation.soundness import contradictions
 from robench.leaderboards.certification import certification
-from robench.planning import identify_certificate
-from robench.records import CERTIFICATE_COLUMNS, CertificateRecord, CertificateSpec, Cost
+from robench.records import CertificateSpec
 from robench.store import Store
 from robench.tables import Curves
-
-#: Ten images: two abstentions, one wrong answer with a radius, seven right ones.
-RADIUS = [0.0, 0.0, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8]
-PREDICTION = [-1, -1, 2, 1, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.fixture
@@ -29,33 +24,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def asked(model: str = "a", certificate: str = "cohen", *, sigma: float = 0.25) -> CertificateSpec:
-    like = spec(model, count=10)
-    return CertificateSpec(
-        model=like.model,
-        examples=like.examples,
-        certificate=identify_certificate(certificate, sigma=sigma),
-        seed=0,
-        precision="fp32",
-    )
-
-
-def put_certificate(store: Store, question: CertificateSpec, radius=RADIUS, prediction=PREDICTION) -> CertificateRecord:
-    made = {
-        "example_id": np.arange(10),
-        "label": np.ones(10),
-        "plain_prediction": np.ones(10),
-        "prediction": np.array(prediction),
-        "correct": np.array(prediction) == 1,
-        "radius": np.array(radius),
-        "hits": np.full(10, 90),
-        "samples": np.full(10, 110),
-        "premise_gap": np.full(10, -1.0),
-    }
-    typed = {name: np.asarray(made[name]).astype(kind) for name, kind in CERTIFICATE_COLUMNS.items()}
-    cost = Cost(forward_passes=1100, backward_passes=0, seconds=1.0)
-    record = record_of(question, typed, cost=cost, provenance=PROVENANCE)
-    store.write_certificate(record, typed)
-    return record
+    return certificate_spec(model, certificate, sigma=sigma)
 
 
 def cells(table, model):
@@ -67,7 +36,7 @@ def test_statistics_by_hand(store: Store) -> None:
     put_certificate(store, asked())
     (table,) = certification(store.results({}))
     found = cells(table, "a")
-    assert table.name.startswith("cohen-")
+    assert table.name.startswith("certification-cohen-")
     assert found["correct"].value == 0.7
     assert found["abstained"].value == 0.2
     assert found["plain"].value == 1.0
