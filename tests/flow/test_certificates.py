@@ -86,3 +86,12 @@ def test_suites_of_certificates(workspace, robench):
     assert (status, "did you mean 'cohen'" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen:sigma=-1")
     assert (status, "sigma" in err) == (2, True)
+
+
+def test_another_seed_draws_other_noise(workspace, robench):
+    question = ("eval", "--model", "tiny", "--device", "cpu", "--examples", "12", "--sigma", "0.5")
+    for seed in ("0", "1"):
+        assert robench(*question, "--certificate", "cohen:n=200", "--seed", seed)[0] == 0
+    store = Store(workspace / "reports")
+    first, second = (store.outcomes(record)["hits"] for record in certificates_of(workspace))
+    assert not np.array_equal(first, second)
