@@ -332,7 +332,7 @@ def line_of(question: Question) -> str:
 def table(all_of: Sequence[Question]) -> str:
     """Return everything as a Markdown table."""
     lines = [
-        "| model | ball | attack | examples x seeds | robench | others (images where stronger / weaker than robench) | |",
+        "| model | ball | attack | examples x seeds | robench | others (images where stronger / weaker than it) | |",
         "|---|---|---|---|---|---|---|",
     ]
     for q in all_of:
