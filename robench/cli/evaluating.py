@@ -135,7 +135,8 @@ def evaluate(
         typer.Option(
             "--compile",
             help="Search, and sample certificates, through torch.compile. Made for CUDA; on a CPU it does not pay "
-            "(ResNet-18 0.9 times as fast, LeNet-5 half as fast, and half a minute and more to compile). Rounds differently, as another device does.",
+            "(ResNet-18 0.9 times as fast, LeNet-5 half as fast, and half a minute "
+            "and more to compile). Rounds differently, as another device does.",
         ),
     ] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: found by trial. Changes no answer.")] = None,
