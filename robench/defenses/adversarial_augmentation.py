@@ -1,5 +1,6 @@
 """Adversarial augmentation by FGSM or PGD: clean and adversarial images in one loss (Goodfellow et al.,
-arXiv:1412.6572, section 6); the comparison of structured gradient regularisation (Roth et al., arXiv:1805.08736, section 4.1).
+arXiv:1412.6572, section 6). Structured gradient regularisation is compared with it (Roth et al., arXiv:1805.08736,
+section 4.1).
 """
 
 from __future__ import annotations
