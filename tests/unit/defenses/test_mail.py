@@ -174,16 +174,16 @@ def test_the_authors_start_is_the_image_plus_little_noise(monkeypatch):
     images, labels, random = batch()
     model = small_net()
     twin = copy.deepcopy(model).eval()
-    loss = call(model, **{**settings, "steps": 3, "step_size": 0.02})
+    loss = call(model, **{**settings, "steps": 3, "step_size": 0.01})
     begin = images + 0.001 * random.at("pgd_training").normal(images)
     current = begin
     for _ in range(3):
         current = current.detach().requires_grad_()
         logits = twin(current)
         slope = torch.autograd.grad(-logits.log_softmax(1)[torch.arange(6), labels].sum(), current)[0]
-        current = (images + (current.detach() + 0.02 * slope.sign() - images).clamp(-0.05, 0.05)).clamp(0, 1)
+        current = (images + (current.detach() + 0.01 * slope.sign() - images).clamp(-0.05, 0.05)).clamp(0, 1)
     assert torch.allclose(loss.views["adversarial"].images, current, rtol=0, atol=1e-12)
-    assert not torch.allclose(call(small_net(), steps=3, step_size=0.02).views["adversarial"].images, current)
+    assert not torch.allclose(call(small_net(), steps=3, step_size=0.01).views["adversarial"].images, current)
 
 
 @pytest.mark.parametrize("form", ["at", "trades"])
