@@ -31,7 +31,7 @@ from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
 from robench.training.data import Pixels, steps_per_epoch
 from robench.training.loop import Training
-from robench.training.objective import build_objective
+from robench.training.objective import build_objective, rehearse
 from robench.training.optimization import averaged_copy, build_optimizer
 from robench.training.progress import TrainingProgress
 from robench.training.rounds import untrained
@@ -202,6 +202,14 @@ def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingSt
     teacher = None
     if shown is not None:
         teacher = shown.model.to(run.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    with seeded(run.device, recipe.seed, "rehearsal"):
+        rehearse(
+            recipe,
+            teacher=teacher,
+            num_classes=len(facts.classes),
+            input_shape=facts.image_shape,
+            device=run.device,
+        )
     with seeded(run.device, recipe.seed, "objective"):
         objective = build_objective(recipe, teacher=teacher)
     return TrainingState(

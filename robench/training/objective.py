@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robench import catalog
+from robench.checkpoints import build_classifier
+from robench.classifier import random_images
 from robench.defenses import LossParts
 from robench.errors import UserError
 from robench.random_streams import RandomStream
@@ -116,6 +119,32 @@ def build_objective(recipe: Recipe, *, teacher: nn.Module | None = None) -> Obje
             )
     terms = [_term(plugin, c, recipe, teacher) for plugin, c in zip(plugins, chosen, strict=True)]
     return Objective(terms[0], tuple(terms[1:]), any(p.facts.get("differentiates_images", False) for p in plugins[1:]))
+
+
+#: Stands in for the recipe's network where only the objective is looked at.
+_UNDERSTUDY = Configured(name="mlp_4x1024", parameters={"hidden_layers": 1, "width": 8})
+
+
+def rehearse(
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    device: torch.device,
+) -> None:
+    """Take the recipe's loss once as at the begin of the training and once as at its end; raise UserError as they do.
+
+    Options that contradict each other, the threat model, the images' shape or a teacher are found in milliseconds so,
+    whatever the recipe's network costs: two random images are shown to a tiny network, by an objective of its own.
+    Initial weights are drawn from torch's global generator.
+    """
+    images = random_images(input_shape, count=2).to(device)
+    for progress in (0.0, 1.0 - torch.finfo(torch.float32).eps):
+        objective = build_objective(recipe, teacher=teacher)
+        model = build_classifier(_UNDERSTUDY, num_classes=num_classes, input_shape=input_shape).to(device).train()
+        random = RandomStream(recipe.seed, torch.arange(2, device=device), ("rehearsal",))
+        objective(model, images, torch.arange(2, device=device) % num_classes, random=random, progress=progress)
 
 
 def _asked_for(code: Callable[..., Any]) -> set[str]:
