@@ -109,10 +109,10 @@ def test_loss_and_its_gradients_are_the_formula_at_what_the_search_found(threat)
     with torch.no_grad():
         right = soft_margin(copy.deepcopy(model)(images), labels) < 0
     assert 0 < right.sum() < len(labels)
-    first = MaxMarginTraining(d_max=1.0, first_radius=threat.radius / 4)
+    first = MaxMarginTraining(d_max=1.0)
     call(first, copy.deepcopy(model), given, threat)
     d_max = first.margins[right].median().item()  # some margins are above it
-    defense = MaxMarginTraining(d_max=d_max, first_radius=threat.radius / 4, clean_share=0.25)
+    defense = MaxMarginTraining(d_max=d_max, clean_share=0.25)
     loss = call(defense, model, given, threat)
     loss.total.backward()
     points = loss.views["adversarial"].images
