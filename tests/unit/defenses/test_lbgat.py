@@ -89,7 +89,7 @@ def test_the_search_climbs_the_networks_own_divergence(threat):
 def lbgat_recipe(workspace, **changes):
     parameters = {"companion": "digits_cnn_unbiased", "steps": 1, "beta": 1.0}
     defense = {"name": "lbgat", "parameters": parameters}
-    return small_recipe(workspace, **{"defense": defense, "epochs": 2, "averaging": None, **changes})
+    return small_recipe(workspace, **{"defense": defense, "epochs": 1, "averaging": None, **changes})
 
 
 def companions_of(monkeypatch):
@@ -129,7 +129,7 @@ def test_goes_on_with_both_networks_and_their_momenta_bit_by_bit(tmp_path, monke
     workspace = make_workspace(tmp_path)
     recipe = lbgat_recipe(workspace, regularizers=[{"name": "emr", "parameters": {"strength": 0.1}}])
     run_training(workspace, recipe, "straight")
-    for stop in (3, 9):
+    for stop in (3,):
         with pytest.raises(KeyboardInterrupt):
             run_training(workspace, recipe, "stopped", Watcher(stop_after=stop), resume=True)
     run_training(workspace, recipe, "stopped", resume=True)

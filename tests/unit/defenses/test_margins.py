@@ -34,10 +34,7 @@ each_base = pytest.mark.parametrize("base", BASES)
 
 def network(head):
     model = SmallNet().double().train()
-    if head == "cosine":
-        last = CosineHead(96, 5, scale=15.0).double()
-    else:
-        last = nn.Linear(96, 5, bias=False).double()
+    last = CosineHead(96, 5, scale=15.0) if head == "cosine" else nn.Linear(96, 5, bias=False)
     last.weight = nn.Parameter(0.3 * numbers(5, 96, seed=4))
     model.classify = last
     return model
