@@ -50,33 +50,61 @@ def pgd_training(
             training with the full radius from the start can remain at constant predictions for epochs.
     """
     threat, share = grown(threat, progress=progress, warmup=warmup)
-    length = None if step_size is None else share * step_size
-    stream = random.at("pgd_training")
+    adversarial = worst_images(
+        model,
+        images,
+        labels,
+        random=random.at("pgd_training"),
+        threat=threat,
+        steps=steps,
+        step_size=None if step_size is None else share * step_size,
+        start=start,
+        attack_mode=attack_mode,
+    )
+    return loss_at(model, images, labels, adversarial)
+
+
+def worst_images(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    random: RandomStream,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float | None,
+    start: Literal["random", "image", "noise"],
+    attack_mode: Literal["eval", "train"],
+) -> Tensor:
+    """Return the inner maximisation's last iterates `(N, C, H, W)`."""
     with frozen(model), mode(model, training=attack_mode == "train"):
         if start == "noise":
-            adversarial = climbed(
+            return climbed(
                 model,
                 images,
                 labels,
                 threat=threat,
-                random=stream,
+                random=random,
                 loss=cross_entropy,
                 steps=steps,
-                step_size=2.5 * threat.radius / steps if length is None else length,
-                start="noise",
-            )
-        else:
-            adversarial = pgd(
-                model,
-                images.detach(),
-                labels,
-                threat=threat,
-                random=stream,
-                steps=steps,
-                step_size=length,
+                step_size=2.5 * threat.radius / steps if step_size is None else step_size,
                 start=start,
-                stop_when_broken=False,
             )
+        return pgd(
+            model,
+            images.detach(),
+            labels,
+            threat=threat,
+            random=random,
+            steps=steps,
+            step_size=step_size,
+            start=start,
+            stop_when_broken=False,
+        )
+
+
+def loss_at(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor) -> LossParts:
+    """Return the mean cross-entropy at `adversarial`, the worst images for `images`."""
     worst = evaluated(model, adversarial, images)
     loss = cross_entropy(worst.logits, labels).mean()
     return LossParts(loss, {"accuracy": accuracy_of(worst.logits, labels)}, {"adversarial": worst})

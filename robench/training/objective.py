@@ -67,6 +67,16 @@ class Objective:
             parts |= added.parts
         return LossParts(total, parts, base.views)
 
+    def check(self, model: nn.Module) -> None:
+        """Raise UserError where a term cannot train such a network."""
+        for term in (self.base, *self.regularizers):
+            if hasattr(term.call, "check"):
+                term.call.check(model)
+
+    def companions(self) -> list[nn.Module]:
+        """Return the networks that are trained besides the recipe's."""
+        return [term.call.companion for term in (self.base, *self.regularizers) if hasattr(term.call, "companion")]
+
     def finish_round(self, model: nn.Module) -> None:
         """Tell terms that want to know it what a round has made."""
         for term in (self.base, *self.regularizers):
@@ -90,10 +100,17 @@ class Objective:
                 term.call.load_state_dict({key.removeprefix(f"{term.name}/"): value for key, value in own.items()})
 
 
-def build_objective(recipe: Recipe, *, teacher: nn.Module | None = None) -> Objective:
+NewNetwork = Callable[[str], nn.Module]
+"""An architecture's name -> an untrained network for the recipe's data."""
+
+
+def build_objective(
+    recipe: Recipe, *, teacher: nn.Module | None = None, new_network: NewNetwork | None = None
+) -> Objective:
     """Return the recipe's objective; raise UserError where its parts do not go together.
 
-    `teacher` is the frozen model that :attr:`Recipe.teacher` or :attr:`Recipe.start` names.
+    `teacher` is the frozen model that :attr:`Recipe.teacher` or :attr:`Recipe.start` names; what `new_network` builds
+    is trained along.
     """
     chosen = (recipe.defense, *recipe.regularizers)
     plugins = [catalog.find("defenses", c.name) for c in chosen]
@@ -117,7 +134,8 @@ def build_objective(recipe: Recipe, *, teacher: nn.Module | None = None) -> Obje
                 f"regularizer {plugin.name}: at = adversarial, but defense {plugins[0].name} trains on no adversarial "
                 f"images; take --set regularizers.{plugin.name}.at=clean"
             )
-    terms = [_term(plugin, c, recipe, teacher) for plugin, c in zip(plugins, chosen, strict=True)]
+    supplied = {"teacher": teacher, "new_network": new_network, "num_rounds": recipe.rounds}
+    terms = [_term(plugin, c, recipe, supplied) for plugin, c in zip(plugins, chosen, strict=True)]
     return Objective(terms[0], tuple(terms[1:]), any(p.facts.get("differentiates_images", False) for p in plugins[1:]))
 
 
@@ -152,22 +170,19 @@ def _asked_for(code: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(code.__call__ if inspect.isclass(code) else code).parameters)
 
 
-def _term(plugin: catalog.Plugin, configured: Configured, recipe: Recipe, teacher: nn.Module | None) -> Term:
+def _term(plugin: catalog.Plugin, configured: Configured, recipe: Recipe, supplied: Mapping[str, Any]) -> Term:
     code = plugin.load().objective
     parameters = plugin.settings(configured.parameters)
     asked = _asked_for(code)
-    supplied = {"threat": recipe.threat} if "threat" in asked else {}
+    bound = {"threat": recipe.threat} if "threat" in asked else {}
     asks_for = frozenset({"learning_rate", "base"} & asked)
     if not inspect.isclass(code):
-        return Term(plugin.name, code, {**parameters, **supplied}, asks_for)
-    if "teacher" in plugin.supplied:
-        if teacher is None:
-            raise UserError(
-                f"defense {plugin.name} learns from a registered model; add --set start=MODEL, or --set teacher=MODEL "
-                "to begin with random weights"
-            )
-        parameters = {**parameters, "teacher": teacher}
-    if "num_rounds" in plugin.supplied:
-        parameters = {**parameters, "num_rounds": recipe.rounds}
-    made: Callable[..., LossParts] = code(**parameters)  # type: ignore[assignment]  # an instance of the class
-    return Term(plugin.name, made, supplied, asks_for)
+        return Term(plugin.name, code, {**parameters, **bound}, asks_for)
+    if "teacher" in plugin.supplied and supplied["teacher"] is None:
+        raise UserError(
+            f"defense {plugin.name} learns from a registered model; add --set start=MODEL, or --set teacher=MODEL "
+            "to begin with random weights"
+        )
+    given = {name: value for name, value in supplied.items() if name in plugin.supplied}
+    made: Callable[..., LossParts] = code(**parameters, **given)  # type: ignore[assignment]  # an instance of the class
+    return Term(plugin.name, made, bound, asks_for)

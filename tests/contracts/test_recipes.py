@@ -13,6 +13,11 @@ from robench.recipe import apply_settings, load_recipe
 from robench.training.objective import build_objective, rehearse
 from robench.training.schedules import learning_rate
 
+
+def objective_of(recipe):
+    return build_objective(recipe, teacher=torch.nn.Identity(), new_network=lambda _: torch.nn.Identity())
+
+
 each_recipe = pytest.mark.parametrize("name", list(catalog.plugins("recipes")))
 
 
@@ -34,11 +39,12 @@ def test_builds_a_network_that_fits_its_data(name):
         )
         logits = model.eval()(torch.empty(2, *dataset["image_shape"]))
     assert logits.shape == (2, classes)
+    objective_of(recipe).check(model)
 
 
 @each_recipe
 def test_defense_and_threat_go_together(name):
-    build_objective(load_recipe(name), teacher=torch.nn.Identity())
+    objective_of(load_recipe(name))
 
 
 @each_recipe
