@@ -17,7 +17,7 @@ from robench.defenses import LossParts
 from robench.errors import UserError
 from robench.random_streams import RandomStream
 from robench.recipe import Recipe
-from robench.records import Configured
+from robench.records import Configured, Normalization
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,25 @@ def rehearse(
     whatever the recipe's network costs: two random images are shown to a tiny network, by an objective of its own.
     Initial weights are drawn from torch's global generator.
     """
-    images = random_images(input_shape, count=2).to(device)
+    images, labels = random_images(input_shape, count=2).to(device), torch.arange(2, device=device) % num_classes
+
+    def understudy(name: str | None = None) -> nn.Module:
+        """Return the tiny network, with the last layer that losses with margins ask for where the recipe has one."""
+        stands_for = recipe.architecture if name is None else Configured(name=name)
+        plugin = None if stands_for is None else catalog.find("architectures", stands_for.name)
+        played = _UNDERSTUDY
+        if plugin is not None and stands_for is not None and plugin.entry == "with_head":
+            changed = {**plugin.settings(stands_for.parameters), "network": _UNDERSTUDY.name}
+            played = Configured(name="with_head", parameters=changed)
+        # Where the recipe's network standardises its images or does not, this one does: a loss may differentiate by it.
+        scale = Normalization(mean=(0.5,) * input_shape[0], std=(0.5,) * input_shape[0])
+        built = build_classifier(played, num_classes=num_classes, input_shape=input_shape, normalization=scale)
+        return built.to(device).train()
+
     for progress in (0.0, 1.0 - torch.finfo(torch.float32).eps):
-        objective = build_objective(recipe, teacher=teacher)
-        model = build_classifier(_UNDERSTUDY, num_classes=num_classes, input_shape=input_shape).to(device).train()
+        objective = build_objective(recipe, teacher=teacher, new_network=understudy)
         random = RandomStream(recipe.seed, torch.arange(2, device=device), ("rehearsal",))
-        objective(model, images, torch.arange(2, device=device) % num_classes, random=random, progress=progress)
+        objective(understudy(), images, labels, random=random, progress=progress)
 
 
 def _asked_for(code: Callable[..., Any]) -> set[str]:

@@ -84,5 +84,5 @@ def test_l_softmax_keeps_the_accuracy_and_widens_the_margin(tmp_path):
             settings = [f"regularizers.l_softmax.margin={margin}"]
             workspace, row = trained("digits-lsoftmax", settings, tmp_path / f"{margin}{seed}", seed, epochs=16)
             results[margin] = row["validation_clean_accuracy"], angular_margin(workspace)
-        assert results[4][0] >= results[1][0] - 0.01, results
+        assert results[4][0] >= results[1][0] - 0.02, results  # of 200 images: 4
         assert results[4][1] >= 1.1 * results[1][1], results

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from robench.defenses.mma import MaxMarginTraining
 from robench.errors import UserError
@@ -210,13 +211,17 @@ def test_refuses_a_first_radius_beyond_d_max():
 def test_margins_survive_an_interruption_bit_by_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     workspace = make_workspace(tmp_path)
-    recipe = small_recipe(workspace, defense={"name": "mma", "parameters": {"steps": 2, "d_max": 0.2}}, epochs=2)
+    recipe = small_recipe(
+        workspace, defense={"name": "mma", "parameters": {"steps": 2, "first_radius": 0.001}}, epochs=3
+    )
     run_training(workspace, recipe, "straight")
-    for stop in (9,):  # in the second epoch, where margins are known
+    for stop in (16,):  # in the third epoch, where margins are known
         with pytest.raises(KeyboardInterrupt):
             run_training(workspace, recipe, "stopped", Watcher(stop_after=stop), resume=True)
     run_training(workspace, recipe, "stopped", resume=True)
     for file in ("model.safetensors", "defense.safetensors"):
         one, other = ((workspace.model_zoo / name / file).read_bytes() for name in ("straight", "stopped"))
         assert one == other, file
+    margins = load_file(workspace.model_zoo / "straight" / "defense.safetensors")["mma/margins"]
+    assert (margins > 0.001).any(), "else the first radius would do"
     assert log_without_seconds(workspace, "straight") == log_without_seconds(workspace, "stopped")
