@@ -19,6 +19,7 @@ from robench.cli import (
     evaluating,
     importing,
     ranking,
+    reproducing,
     training,
     transferring,
     verifying,
@@ -40,6 +41,7 @@ app.command("train")(training.train)
 app.command("eval")(evaluating.evaluate)
 app.command("transfer")(transferring.transfer)
 app.command("verify")(verifying.verify)
+app.command("reproduce")(reproducing.reproduce)
 app.command("leaderboard")(ranking.leaderboard)
 app.command("demo")(demonstrating.demo)
 app.command("list")(browsing.list_catalog)
