@@ -156,7 +156,8 @@ class Archive:
             if not isinstance(record, CertificateRecord):
                 return False
             found = record.spec.certificate
-            return found.entry == asked.entry and _same(found.parameters, asked.parameters) and record.spec.seed == 0
+            same = found.entry == asked.entry and record.spec.seed == 0
+            return same and _same(found.parameters, asked.parameters)
 
         def is_current(record: Any) -> bool:
             return bool(record.spec.certificate.version == asked.version)

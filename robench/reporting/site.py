@@ -17,7 +17,7 @@ from urllib.parse import quote
 import jinja2
 
 from robench import catalog
-from robench.reporting import formatting
+from robench.reporting import formatting, papers
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import step_chart, training_charts
 from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
@@ -25,9 +25,12 @@ from robench.tables import Cell, Column, Curves, Table, natural
 
 
 def write_leaderboards(
-    names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path
+    names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path, *, of_papers: Iterable[str] = ()
 ) -> list[Path]:
     """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
+
+    `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index is
+    left as it is.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -36,7 +39,8 @@ def write_leaderboards(
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
     boards = {name: plugin.load().build(results) for name, plugin in plugins.items()}
     site = Site(out_dir, results)
-    pages: dict[Path, str] = {out_dir / "index.html": site.index(boards)}
+    index = out_dir / "index.html"
+    pages: dict[Path, str] = {index: site.index(boards)} if boards or not index.exists() else {}
     for tables in boards.values():
         for table in tables:
             pages[out_dir / f"{table.name}.html"] = site.table(table)
@@ -44,6 +48,7 @@ def write_leaderboards(
             pages |= {out_dir / name: text for name, text in site.figures(table).items()}
     for model in cards:
         pages[site.model_page(model)] = site.model(model, [t for tables in boards.values() for t in tables])
+    pages |= {out_dir / name: text for name, text in site.papers(of_papers).items()}
     for path, text in pages.items():
         publish(path, text.encode())
     return list(pages)
@@ -71,7 +76,19 @@ class Site:
             summaries=summaries,
             cards=[stored.card for stored in self.results.cards.values()],
             leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
+            papers=papers.listed(),
         )
+
+    def papers(self, tables: Iterable[str]) -> dict[str, str]:
+        """Return the files of papers' tables by name: a page for each paper, a CSV for each table."""
+        wanted = papers.all_tables(tables)
+        pages = papers.filled_pages(self.results, map(papers.paper_of, wanted))
+        known = {"cards": self.results.cards, "models_of": papers.models_of}
+        files = {
+            papers.page_name(page.name): self._render("paper.html", self.folder / "paper.html", entry=page, **known)
+            for page in pages
+        }
+        return files | dict(papers.csv_files(pages, wanted))
 
     def table(self, table: Table) -> str:
         """Return a table's page."""

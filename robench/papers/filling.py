@@ -1,0 +1,350 @@
+"""A paper's table with our own numbers in it: every cell has the printed value, and ours or why there is none."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from robench.errors import UserError
+from robench.papers.archive import Answer, Archive, NoAnswer
+from robench.papers.definitions import (
+    SCALES,
+    Column,
+    Facts,
+    PaperTable,
+    Row,
+    ScaleName,
+    changes_at,
+    has_recipe,
+    load_table,
+    model_of,
+    scaled_name,
+    scaled_recipe,
+)
+from robench.papers.work import attack_passes, command_for, training_passes
+from robench.recipe import Recipe, parse_recipe
+from robench.records import ModelCard
+from robench.store import Results
+
+#: What a printed cell holds where the paper prints a dash or nothing.
+DASH = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperCell:
+    """One cell."""
+
+    printed: str
+    """The paper's characters."""
+    printed_value: float | None
+    inferred: str | None = None
+    """What the paper's text says where its cell is lost."""
+    value: float | None = None
+    """Ours, in the unit of the printed value."""
+    text: str | None = None
+    """Ours as it is shown; settings may be words."""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    records: tuple[Path, ...] = ()
+    commands: tuple[str, ...] = ()
+    model: str | None = None
+    """The model that the number is of."""
+    scale: ScaleName | None = None
+    notes: tuple[str, ...] = ()
+    """What is smaller or other than in the paper."""
+    missing: str | None = None
+    """Why there is no number."""
+    remedy: str | None = None
+    """The command that makes one."""
+    cost: str | None = None
+    """What that takes."""
+    difference: float | None = None
+    """Ours less the printed value."""
+    differs: bool = False
+    """The difference exceeds the tolerance, and our interval does not hold the printed value."""
+    place: int | None = None
+    """1 or 2 where our value is the best or the second best of those at its scale."""
+    printed_place: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledTable:
+    """A table with its cells, row by row."""
+
+    name: str
+    table: PaperTable
+    cells: tuple[tuple[PaperCell, ...], ...]
+
+    def cell(self, row: str, column: str) -> PaperCell:
+        """Return a cell by the ids of its row and column; raise KeyError where there is none."""
+        rows = [r.id for r in self.table.rows]
+        columns = [c.id for c in self.table.columns]
+        if row not in rows or column not in columns:
+            raise KeyError(f"{self.name}[{row}].{column}")
+        return self.cells[rows.index(row)][columns.index(column)]
+
+    def lines(self) -> Iterator[tuple[Row, tuple[PaperCell, ...]]]:
+        """Yield each row with its cells."""
+        yield from zip(self.table.rows, self.cells, strict=True)
+
+    @property
+    def measured(self) -> int:
+        """Return how many cells have a number of ours that was measured."""
+        return sum(cell.value is not None and bool(cell.records) for row in self.cells for cell in row)
+
+
+class Filler:
+    """Fills tables from one set of results."""
+
+    def __init__(self, results: Results) -> None:
+        """Look the records through once."""
+        self.cards = {name: stored.card for name, stored in results.cards.items()}
+        self.archive = Archive(results)
+        self._differences: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def fill(self, name: str) -> FilledTable:
+        """Return the table of that name with our numbers."""
+        table = load_table(name)
+        cells = [[self._cell(name, table, row, column) for column in table.columns] for row in table.rows]
+        return FilledTable(name=name, table=table, cells=tuple(map(tuple, _placed(table, cells))))
+
+    def _cell(self, name: str, table: PaperTable, row: Row, column: Column) -> PaperCell:
+        position = table.columns.index(column)
+        facts = table.facts(row, column)
+        printed = row.printed[position]
+        cell = PaperCell(
+            printed=printed,
+            printed_value=_number(printed),
+            inferred=row.inferred[position] if row.inferred else None,
+        )
+        if facts.needs:
+            return replace(cell, missing=facts.needs)
+        if facts.recipe is None or facts.measure is None:
+            return cell
+        if facts.measure == "setting":
+            return self._setting(cell, name, table, facts, column)
+        found, scale = self._answer(name, table, facts)
+        if isinstance(found, NoAnswer):
+            return replace(cell, missing=found.reason, **self._way(name, table, facts))
+        assert scale is not None
+        return self._measured(cell, found, scale, name=name, table=table, facts=facts, column=column)
+
+    def _answer(self, name: str, table: PaperTable, facts: Facts) -> tuple[Answer | NoAnswer, ScaleName | None]:
+        """Return the answer at the largest scale that has one, or why the largest that is trained has none."""
+        own = model_of(facts)
+        assert own is not None
+        assert facts.recipe is not None
+        reasons = []
+        for scale in SCALES:
+            if scale != "paper" and scale not in table.scales:
+                continue
+            card = self.cards.get(scaled_name(own, scale))
+            if card is None:
+                continue
+            source = self.cards.get(scaled_name(facts.source, scale)) if facts.source else None
+            found = self.archive.answer(facts, card, source=source)
+            if isinstance(found, Answer):
+                return found, scale
+            reasons.append(found)
+        if reasons:
+            return reasons[0], None
+        return NoAnswer(reason="not trained" if has_recipe(facts.recipe) else f"no recipe {facts.recipe}"), None
+
+    def _measured(
+        self,
+        cell: PaperCell,
+        found: Answer,
+        scale: ScaleName,
+        *,
+        name: str,
+        table: PaperTable,
+        facts: Facts,
+        column: Column,
+    ) -> PaperCell:
+        model = scaled_name(model_of(facts) or "", scale)
+        notes = [*self._differing(model, name, facts, scale)]
+        if found.examples.count < min(table.examples or math.inf, found.examples.split_size):
+            notes.append(f"{found.examples.count:,} of {found.examples.split_size:,} images")
+        if facts.note:
+            notes.append(facts.note)
+        shown = replace(
+            cell,
+            value=found.value,
+            text=_shown(found),
+            low=found.low,
+            high=found.high,
+            n=found.n,
+            records=found.records,
+            commands=found.commands,
+            model=model,
+            scale=scale,
+            notes=tuple(notes),
+        )
+        return _compared(shown, column.tolerance or table.tolerance)
+
+    def _differing(self, model: str, name: str, facts: Facts, scale: ScaleName) -> tuple[str, ...]:
+        """Return what about a model is other than in the paper: its stated scale, and what its recipe does not say."""
+        if (model, name) not in self._differences:
+            self._differences[model, name] = tuple(self._compare(self.cards[model], name, facts, scale))
+        return self._differences[model, name]
+
+    def _compare(self, card: ModelCard, name: str, facts: Facts, scale: ScaleName) -> Iterator[str]:
+        if card.scale:
+            yield card.scale
+        if card.recipe is None:
+            yield "imported weights"
+            return
+        if facts.recipe is None or not has_recipe(facts.recipe):
+            return
+        wanted = scaled_recipe(facts.recipe, facts.changes, scale, name)
+        try:
+            made = parse_recipe(card.recipe, origin="card")
+        except UserError:
+            yield "trained by an earlier form of its recipe"
+            return
+        then, now = _flat(made), _flat(wanted)
+        # A recipe without an architecture takes that of the model it starts from; the card has it.
+        skipped = () if wanted.architecture else ("architecture", "normalization")
+        differing = [
+            f"{key} = {then.get(key)} instead of {now.get(key)}"
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key) and not key.startswith(skipped)
+        ]
+        if differing:
+            more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
+            yield f"not as its recipe says: {', '.join(differing[:2])}{more}"
+
+    def _setting(self, cell: PaperCell, name: str, table: PaperTable, facts: Facts, column: Column) -> PaperCell:
+        """Return what our recipe has where the paper prints a hyper-parameter."""
+        assert facts.recipe is not None
+        if not has_recipe(facts.recipe):
+            return replace(cell, missing=f"no recipe {facts.recipe}")
+        value = setting_of(scaled_recipe(facts.recipe, facts.changes, "paper", name), facts.setting or "")
+        if value is None:
+            return cell if cell.printed == DASH else replace(cell, missing="our recipe has no such setting")
+        shown = replace(cell, text=f"{value:g}" if isinstance(value, float | int) else str(value))
+        if isinstance(value, str) or isinstance(value, bool):
+            return shown
+        return _compared(replace(shown, value=float(value), low=value, high=value), column.tolerance or table.tolerance)
+
+    def _way(self, name: str, table: PaperTable, facts: Facts) -> dict[str, Any]:
+        """Return the command that makes the number, and what it takes by the passes that are planned."""
+        assert facts.recipe is not None
+        if not has_recipe(facts.recipe):
+            return {}
+        recipe = scaled_recipe(facts.recipe, facts.changes, "paper", name)
+        parts = []
+        if self.cards.get(model_of(facts) or "") is None and (training := training_passes(recipe)):
+            parts.append(f"{_large(training.gradient)} gradient passes of training")
+        asked = attack_passes(facts, recipe.dataset, table.examples)
+        if asked and asked.gradient:
+            parts.append(f"at most {_large(asked.gradient)} gradient passes of attack")
+        elif asked and asked.forward:
+            parts.append(f"at most {_large(asked.forward)} forward passes")
+        network = recipe.architecture.name if recipe.architecture else "the network"
+        cost = f"{' and '.join(parts)} through {network}" if parts else None
+        return {"remedy": f"robench reproduce {name}", "cost": cost}
+
+    def training_command(self, model: str, name: str, facts: Facts, scale: ScaleName) -> str:
+        """Return the command that made a model, by its card."""
+        card = self.cards.get(model)
+        if card is not None:
+            return card.provenance.command
+        return command_for(model, facts.recipe or "", changes_at(facts.recipe or "", facts.changes, scale, name))
+
+
+def setting_of(recipe: Recipe, key: str) -> float | str | None:
+    """Return a value of a recipe by its `--set` name; None where the recipe has no such part."""
+    values = recipe.model_dump(mode="json")
+    group, *rest = key.split(".")
+    found: Any = values.get(group)
+    if group == "regularizers" and rest:
+        found = next((r["parameters"] for r in found if r["name"].split("-")[0] == rest[0]), {})
+        rest = rest[1:]
+    for part in rest:
+        if not isinstance(found, dict):
+            return None
+        found = found[part] if part in found else found.get("parameters", {}).get(part)
+    return found
+
+
+def _compared(cell: PaperCell, tolerance: float) -> PaperCell:
+    """Say how far our value is from the printed one, and whether that means anything."""
+    if cell.value is None or cell.printed_value is None:
+        return cell
+    difference = cell.value - cell.printed_value
+    outside = cell.low is not None and cell.high is not None and not cell.low <= cell.printed_value <= cell.high
+    return replace(cell, difference=difference, differs=outside and abs(difference) > tolerance)
+
+
+def _placed(table: PaperTable, cells: list[list[PaperCell]]) -> list[list[PaperCell]]:
+    """Mark the best and the second best, of printed values and of ours; of ours among those of one scale."""
+    printed: dict[Any, list[tuple[float, int, int]]] = defaultdict(list)
+    ours: dict[Any, list[tuple[float, int, int]]] = defaultdict(list)
+    for i, row in enumerate(table.rows):
+        for j, column in enumerate(table.columns):
+            if column.better == "neither":
+                continue
+            cell, sign = cells[i][j], 1 if column.better == "higher" else -1
+            line = (j, row.group) if table.best_in == "columns" else (i, "")
+            if cell.printed_value is not None:
+                printed[line].append((sign * cell.printed_value, i, j))
+            if cell.value is not None and cell.records:
+                ours[*line, cell.scale].append((sign * cell.value, i, j))
+    for field, lines in (("printed_place", printed), ("place", ours)):
+        for entries in lines.values():
+            if len(entries) < 2:
+                continue
+            first, second = _first_two([value for value, _, _ in entries])
+            for value, i, j in entries:
+                place = 1 if value == first else 2 if value == second else None
+                cells[i][j] = replace(cells[i][j], **{field: place})
+    return cells
+
+
+def _first_two(values: Iterable[float]) -> tuple[float, float | None]:
+    """Return the largest value and the next smaller one; with two or less of them the last is no second best."""
+    distinct = sorted(set(values), reverse=True)
+    return distinct[0], distinct[1] if len(distinct) > 2 else None
+
+
+def _number(printed: str) -> float | None:
+    try:
+        return float(printed)
+    except ValueError:
+        return None
+
+
+def _shown(found: Answer) -> str:
+    """Return our value with the decimals that its n can bear."""
+    if found.percent:
+        return f"{found.value:.{2 if found.n >= 5000 else 1}f}"
+    return f"{found.value:.4g}"
+
+
+def _large(number: int) -> str:
+    """Return "4.6 million"."""
+    for size, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:,}"
+
+
+def _flat(recipe: Recipe) -> Mapping[str, Any]:
+    """Return what decides the training, by dotted names."""
+    values = recipe.model_dump(mode="json", exclude={"summary", "source", "scale"})
+    regularizers = {r["name"]: r["parameters"] for r in values.pop("regularizers")}
+    return dict(_leaves({**values, "regularizers": regularizers}))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.".replace("parameters.", ""))
+        else:
+            yield f"{prefix}{key}", value
