@@ -156,7 +156,7 @@ class Archive:
             if not isinstance(record, CertificateRecord):
                 return False
             found = record.spec.certificate
-            same = found.entry == asked.entry and record.spec.seed == 0
+            same = bool(found.entry == asked.entry and record.spec.seed == 0)
             return same and _same(found.parameters, asked.parameters)
 
         def is_current(record: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -174,7 +174,8 @@ class Claim(Value):
     source: str
     """Where the paper says it."""
     printed: str | None = None
-    """Its number, where it has one."""
+    """Its number, where it has one; several, separated by commas."""
+    unit: str | None = None
     measure: str | None = None
     """What our number is: an expression over cells (:mod:`robench.papers.claims`)."""
     holds: str | None = None
@@ -202,7 +203,7 @@ class Paper(Value):
     code: str | None = None
     tables: tuple[str, ...]
     """In the order of the paper."""
-    claims: Annotated[tuple[Claim, ...], Field(alias="claim")] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 @functools.cache

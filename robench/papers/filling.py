@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from robench.papers.definitions import (
     PaperTable,
     Row,
     ScaleName,
-    changes_at,
     has_recipe,
     load_table,
     model_of,
     scaled_name,
     scaled_recipe,
 )
-from robench.papers.work import attack_passes, command_for, training_passes
+from robench.papers.work import attack_passes, training_passes
 from robench.recipe import Recipe, parse_recipe
 from robench.records import ModelCard
 from robench.store import Results
@@ -98,6 +97,36 @@ class FilledTable:
         return sum(cell.value is not None and bool(cell.records) for row in self.cells for cell in row)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What stands around a cell."""
+
+    name: str
+    """Of the table."""
+    table: PaperTable
+    column: Column
+    facts: Facts
+
+    @property
+    def tolerance(self) -> float:
+        """Return how large a difference says nothing."""
+        return self.column.tolerance or self.table.tolerance
+
+    @property
+    def model(self) -> str:
+        """Return the model's name at the paper's scale."""
+        return model_of(self.facts) or ""
+
+    @property
+    def recipe(self) -> str:
+        """Return the recipe's name."""
+        return self.facts.recipe or ""
+
+    def recipe_at(self, scale: ScaleName) -> Recipe:
+        """Return the recipe at a scale."""
+        return scaled_recipe(self.recipe, self.facts.changes, scale, self.name)
+
+
 class Filler:
     """Fills tables from one set of results."""
 
@@ -115,63 +144,48 @@ class Filler:
 
     def _cell(self, name: str, table: PaperTable, row: Row, column: Column) -> PaperCell:
         position = table.columns.index(column)
-        facts = table.facts(row, column)
-        printed = row.printed[position]
+        asked = Asked(name=name, table=table, column=column, facts=table.facts(row, column))
         cell = PaperCell(
-            printed=printed,
-            printed_value=_number(printed),
+            printed=row.printed[position],
+            printed_value=_number(row.printed[position]),
             inferred=row.inferred[position] if row.inferred else None,
         )
-        if facts.needs:
-            return replace(cell, missing=facts.needs)
-        if facts.recipe is None or facts.measure is None:
+        if asked.facts.needs:
+            return replace(cell, missing=asked.facts.needs)
+        if asked.facts.recipe is None or asked.facts.measure is None:
             return cell
-        if facts.measure == "setting":
-            return self._setting(cell, name, table, facts, column)
-        found, scale = self._answer(name, table, facts)
-        if isinstance(found, NoAnswer):
-            return replace(cell, missing=found.reason, **self._way(name, table, facts))
-        assert scale is not None
-        return self._measured(cell, found, scale, name=name, table=table, facts=facts, column=column)
+        if asked.facts.measure == "setting":
+            return _setting(cell, asked)
+        found, scale = self._answer(asked)
+        if isinstance(found, Answer):
+            return self._measured(cell, found, scale, asked)
+        remedy, cost = self._way(asked)
+        return replace(cell, missing=found.reason, remedy=remedy, cost=cost)
 
-    def _answer(self, name: str, table: PaperTable, facts: Facts) -> tuple[Answer | NoAnswer, ScaleName | None]:
+    def _answer(self, asked: Asked) -> tuple[Answer | NoAnswer, ScaleName]:
         """Return the answer at the largest scale that has one, or why the largest that is trained has none."""
-        own = model_of(facts)
-        assert own is not None
-        assert facts.recipe is not None
         reasons = []
         for scale in SCALES:
-            if scale != "paper" and scale not in table.scales:
+            if scale != "paper" and scale not in asked.table.scales:
                 continue
-            card = self.cards.get(scaled_name(own, scale))
+            card = self.cards.get(scaled_name(asked.model, scale))
             if card is None:
                 continue
-            source = self.cards.get(scaled_name(facts.source, scale)) if facts.source else None
-            found = self.archive.answer(facts, card, source=source)
+            source = self.cards.get(scaled_name(asked.facts.source, scale)) if asked.facts.source else None
+            found = self.archive.answer(asked.facts, card, source=source)
             if isinstance(found, Answer):
                 return found, scale
             reasons.append(found)
-        if reasons:
-            return reasons[0], None
-        return NoAnswer(reason="not trained" if has_recipe(facts.recipe) else f"no recipe {facts.recipe}"), None
+        untrained = "not trained" if has_recipe(asked.recipe) else f"no recipe {asked.recipe}"
+        return reasons[0] if reasons else NoAnswer(reason=untrained), "paper"
 
-    def _measured(
-        self,
-        cell: PaperCell,
-        found: Answer,
-        scale: ScaleName,
-        *,
-        name: str,
-        table: PaperTable,
-        facts: Facts,
-        column: Column,
-    ) -> PaperCell:
-        model = scaled_name(model_of(facts) or "", scale)
-        notes = [*self._differing(model, name, facts, scale)]
-        if found.examples.count < min(table.examples or math.inf, found.examples.split_size):
+    def _measured(self, cell: PaperCell, found: Answer, scale: ScaleName, asked: Asked) -> PaperCell:
+        model = scaled_name(asked.model, scale)
+        notes = [*self._differing(model, scale, asked)]
+        if found.examples.count < min(asked.table.examples or math.inf, found.examples.split_size):
             notes.append(f"{found.examples.count:,} of {found.examples.split_size:,} images")
-        if facts.note:
-            notes.append(facts.note)
+        if asked.facts.note:
+            notes.append(asked.facts.note)
         shown = replace(
             cell,
             value=found.value,
@@ -185,77 +199,68 @@ class Filler:
             scale=scale,
             notes=tuple(notes),
         )
-        return _compared(shown, column.tolerance or table.tolerance)
+        return _compared(shown, asked.tolerance)
 
-    def _differing(self, model: str, name: str, facts: Facts, scale: ScaleName) -> tuple[str, ...]:
+    def _differing(self, model: str, scale: ScaleName, asked: Asked) -> tuple[str, ...]:
         """Return what about a model is other than in the paper: its stated scale, and what its recipe does not say."""
-        if (model, name) not in self._differences:
-            self._differences[model, name] = tuple(self._compare(self.cards[model], name, facts, scale))
-        return self._differences[model, name]
+        if (model, asked.name) not in self._differences:
+            self._differences[model, asked.name] = tuple(_departures(self.cards[model], scale, asked))
+        return self._differences[model, asked.name]
 
-    def _compare(self, card: ModelCard, name: str, facts: Facts, scale: ScaleName) -> Iterator[str]:
-        if card.scale:
-            yield card.scale
-        if card.recipe is None:
-            yield "imported weights"
-            return
-        if facts.recipe is None or not has_recipe(facts.recipe):
-            return
-        wanted = scaled_recipe(facts.recipe, facts.changes, scale, name)
-        try:
-            made = parse_recipe(card.recipe, origin="card")
-        except UserError:
-            yield "trained by an earlier form of its recipe"
-            return
-        then, now = _flat(made), _flat(wanted)
-        # A recipe without an architecture takes that of the model it starts from; the card has it.
-        skipped = () if wanted.architecture else ("architecture", "normalization")
-        differing = [
-            f"{key} = {then.get(key)} instead of {now.get(key)}"
-            for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key) and not key.startswith(skipped)
-        ]
-        if differing:
-            more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
-            yield f"not as its recipe says: {', '.join(differing[:2])}{more}"
-
-    def _setting(self, cell: PaperCell, name: str, table: PaperTable, facts: Facts, column: Column) -> PaperCell:
-        """Return what our recipe has where the paper prints a hyper-parameter."""
-        assert facts.recipe is not None
-        if not has_recipe(facts.recipe):
-            return replace(cell, missing=f"no recipe {facts.recipe}")
-        value = setting_of(scaled_recipe(facts.recipe, facts.changes, "paper", name), facts.setting or "")
-        if value is None:
-            return cell if cell.printed == DASH else replace(cell, missing="our recipe has no such setting")
-        shown = replace(cell, text=f"{value:g}" if isinstance(value, float | int) else str(value))
-        if isinstance(value, str) or isinstance(value, bool):
-            return shown
-        return _compared(replace(shown, value=float(value), low=value, high=value), column.tolerance or table.tolerance)
-
-    def _way(self, name: str, table: PaperTable, facts: Facts) -> dict[str, Any]:
+    def _way(self, asked: Asked) -> tuple[str | None, str | None]:
         """Return the command that makes the number, and what it takes by the passes that are planned."""
-        assert facts.recipe is not None
-        if not has_recipe(facts.recipe):
-            return {}
-        recipe = scaled_recipe(facts.recipe, facts.changes, "paper", name)
-        parts = []
-        if self.cards.get(model_of(facts) or "") is None and (training := training_passes(recipe)):
+        if not has_recipe(asked.recipe):
+            return None, None
+        recipe, parts = asked.recipe_at("paper"), []
+        if asked.model not in self.cards and (training := training_passes(recipe)):
             parts.append(f"{_large(training.gradient)} gradient passes of training")
-        asked = attack_passes(facts, recipe.dataset, table.examples)
-        if asked and asked.gradient:
-            parts.append(f"at most {_large(asked.gradient)} gradient passes of attack")
-        elif asked and asked.forward:
-            parts.append(f"at most {_large(asked.forward)} forward passes")
+        passes = attack_passes(asked.facts, recipe.dataset, asked.table.examples)
+        if passes and passes.gradient:
+            parts.append(f"at most {_large(passes.gradient)} gradient passes of attack")
+        elif passes and passes.forward:
+            parts.append(f"at most {_large(passes.forward)} forward passes")
         network = recipe.architecture.name if recipe.architecture else "the network"
-        cost = f"{' and '.join(parts)} through {network}" if parts else None
-        return {"remedy": f"robench reproduce {name}", "cost": cost}
+        return f"robench reproduce {asked.name}", f"{' and '.join(parts)} through {network}" if parts else None
 
-    def training_command(self, model: str, name: str, facts: Facts, scale: ScaleName) -> str:
-        """Return the command that made a model, by its card."""
-        card = self.cards.get(model)
-        if card is not None:
-            return card.provenance.command
-        return command_for(model, facts.recipe or "", changes_at(facts.recipe or "", facts.changes, scale, name))
+
+def _departures(card: ModelCard, scale: ScaleName, asked: Asked) -> Iterator[str]:
+    """Yield what about a model is other than in the paper; first, where it is smaller, its scale."""
+    if card.scale:
+        yield card.scale
+    if card.recipe is None:
+        yield "imported weights"
+        return
+    if not has_recipe(asked.recipe):
+        return
+    wanted = asked.recipe_at(scale)
+    try:
+        made = parse_recipe(card.recipe, origin="card")
+    except UserError:
+        yield "trained by an earlier form of its recipe"
+        return
+    then, now = _flat(made), _flat(wanted)
+    # A recipe without an architecture takes that of the model it starts from; the card has it.
+    left_out = () if wanted.architecture else ("architecture", "normalization")
+    differing = [
+        f"{key} = {then.get(key)} instead of {now.get(key)}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not key.startswith(left_out)
+    ]
+    if differing:
+        more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
+        yield f"not as its recipe says: {', '.join(differing[:2])}{more}"
+
+
+def _setting(cell: PaperCell, asked: Asked) -> PaperCell:
+    """Return what our recipe has where the paper prints a hyper-parameter."""
+    if not has_recipe(asked.recipe):
+        return replace(cell, missing=f"no recipe {asked.recipe}")
+    value = setting_of(asked.recipe_at("paper"), asked.facts.setting or "")
+    if value is None:
+        return cell if cell.printed == DASH else replace(cell, missing="our recipe has no such setting")
+    if isinstance(value, str | bool):
+        return replace(cell, text=str(value))
+    return _compared(replace(cell, text=f"{value:g}", value=float(value), low=value, high=value), asked.tolerance)
 
 
 def setting_of(recipe: Recipe, key: str) -> float | str | None:
@@ -270,7 +275,7 @@ def setting_of(recipe: Recipe, key: str) -> float | str | None:
         if not isinstance(found, dict):
             return None
         found = found[part] if part in found else found.get("parameters", {}).get(part)
-    return found
+    return found if isinstance(found, float | int | str) else None
 
 
 def _compared(cell: PaperCell, tolerance: float) -> PaperCell:
@@ -296,21 +301,22 @@ def _placed(table: PaperTable, cells: list[list[PaperCell]]) -> list[list[PaperC
                 printed[line].append((sign * cell.printed_value, i, j))
             if cell.value is not None and cell.records:
                 ours[*line, cell.scale].append((sign * cell.value, i, j))
-    for field, lines in (("printed_place", printed), ("place", ours)):
-        for entries in lines.values():
-            if len(entries) < 2:
-                continue
-            first, second = _first_two([value for value, _, _ in entries])
-            for value, i, j in entries:
-                place = 1 if value == first else 2 if value == second else None
-                cells[i][j] = replace(cells[i][j], **{field: place})
+    for (i, j), place in _places(printed).items():
+        cells[i][j] = replace(cells[i][j], printed_place=place)
+    for (i, j), place in _places(ours).items():
+        cells[i][j] = replace(cells[i][j], place=place)
     return cells
 
 
-def _first_two(values: Iterable[float]) -> tuple[float, float | None]:
-    """Return the largest value and the next smaller one; with two or less of them the last is no second best."""
-    distinct = sorted(set(values), reverse=True)
-    return distinct[0], distinct[1] if len(distinct) > 2 else None
+def _places(lines: Mapping[Any, list[tuple[float, int, int]]]) -> dict[tuple[int, int], int]:
+    """Return which cells hold the best (1) and the second best (2) of their line, of (value, row, column)."""
+    found: dict[tuple[int, int], int] = {}
+    for entries in lines.values():
+        distinct = sorted({value for value, _, _ in entries}, reverse=True)
+        # Of two values the smaller one is no second best.
+        marked = distinct[: 2 if len(entries) > 2 else 1 if len(entries) > 1 else 0]
+        found |= {(i, j): marked.index(value) + 1 for value, i, j in entries if value in marked}
+    return found
 
 
 def _number(printed: str) -> float | None:

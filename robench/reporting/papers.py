@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from robench import catalog
+from robench.papers.claims import Judged, judge_paper
 from robench.papers.definitions import Paper, known_tables, load_paper, load_table
 from robench.papers.filling import FilledTable, Filler, PaperCell
-from robench.store import Results, Store, StoredCard, publish
+from robench.store import Store, StoredCard, publish
 
 _CSV_COLUMNS = (
     "row_id",
@@ -55,14 +56,23 @@ def listed() -> list[tuple[str, Paper]]:
     return [(page_name(name), load_paper(name)) for name in catalog.plugins("papers")]
 
 
+def listed_by_name() -> list[tuple[str, tuple[str, Paper]]]:
+    """Return every paper by its name, with the file of its page."""
+    return [(name, (page_name(name), load_paper(name))) for name in catalog.plugins("papers")]
+
+
 def paper_of(table: str) -> str:
     """Return the paper that a table is of."""
     return load_table(table).paper
 
 
-def filled_pages(results: Results, papers: Iterable[str]) -> list[PaperPage]:
+def judged_claims(filler: Filler) -> dict[str, list[Judged]]:
+    """Return the claims of all papers, by paper."""
+    return {name: judge_paper(name, filler) for name in catalog.plugins("papers")}
+
+
+def filled_pages(filler: Filler, papers: Iterable[str]) -> list[PaperPage]:
     """Return these papers with all their tables filled."""
-    filler = Filler(results)
     loaded = {name: load_paper(name) for name in dict.fromkeys(papers)}
     return [
         PaperPage(name, paper, tuple(filler.fill(table) for table in paper.tables)) for name, paper in loaded.items()
@@ -192,6 +202,41 @@ def all_tables(names: Iterable[str]) -> list[str]:
     """Return the tables among these names in the papers' order."""
     wanted = set(names)
     return [name for name in known_tables() if name in wanted]
+
+
+def claims_csv(judged: Mapping[str, Iterable[Judged]]) -> str:
+    """Return the claims of all papers as CSV, with the cells that each verdict is from."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = (
+        "paper",
+        "claim",
+        "statement",
+        "printed",
+        "unit",
+        "ours",
+        "verdict",
+        "as_printed",
+        "why",
+        "evidence",
+        "note",
+    )
+    writer.writerow(header)
+    for paper, claims in judged.items():
+        for j in claims:
+            evidence = "; ".join(f"{name} = {cell.text if cell.text else '-'}" for name, cell in j.cells.items())
+            facts = (
+                j.claim.printed,
+                j.claim.unit,
+                j.measured,
+                j.verdict,
+                j.printed_verdict,
+                j.why,
+                evidence,
+                j.claim.note,
+            )
+            writer.writerow([paper, j.claim.id, j.claim.statement, *facts])
+    return text.getvalue()
 
 
 def csv_files(pages: Iterable[PaperPage], tables: Iterable[str]) -> Mapping[str, str]:

@@ -29,8 +29,8 @@ def write_leaderboards(
 ) -> list[Path]:
     """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
 
-    `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index is
-    left as it is.
+    `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index
+    is left as it is.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -80,15 +80,22 @@ class Site:
         )
 
     def papers(self, tables: Iterable[str]) -> dict[str, str]:
-        """Return the files of papers' tables by name: a page for each paper, a CSV for each table."""
+        """Return the files of papers' tables by name: a page for each paper, a CSV for each table, and the claims."""
         wanted = papers.all_tables(tables)
-        pages = papers.filled_pages(self.results, map(papers.paper_of, wanted))
+        if not wanted:
+            return {}
+        filler = papers.Filler(self.results)
+        pages = papers.filled_pages(filler, map(papers.paper_of, wanted))
+        claims = papers.judged_claims(filler)
         known = {"cards": self.results.cards, "models_of": papers.models_of}
         files = {
             papers.page_name(page.name): self._render("paper.html", self.folder / "paper.html", entry=page, **known)
             for page in pages
         }
-        return files | dict(papers.csv_files(pages, wanted))
+        files["claims.html"] = self._render(
+            "claims.html", self.folder / "claims.html", claims=claims, papers=dict(papers.listed_by_name())
+        )
+        return files | {"claims.csv": papers.claims_csv(claims), **papers.csv_files(pages, wanted)}
 
     def table(self, table: Table) -> str:
         """Return a table's page."""
