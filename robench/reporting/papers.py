@@ -208,34 +208,14 @@ def claims_csv(judged: Mapping[str, Iterable[Judged]]) -> str:
     """Return the claims of all papers as CSV, with the cells that each verdict is from."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = (
-        "paper",
-        "claim",
-        "statement",
-        "printed",
-        "unit",
-        "ours",
-        "verdict",
-        "as_printed",
-        "why",
-        "evidence",
-        "note",
+    writer.writerow(
+        ["paper", "claim", "statement", "printed", "unit", "ours", "verdict", "as_printed", "why", "evidence", "note"]
     )
-    writer.writerow(header)
     for paper, claims in judged.items():
         for j in claims:
             evidence = "; ".join(f"{name} = {cell.text if cell.text else '-'}" for name, cell in j.cells.items())
-            facts = (
-                j.claim.printed,
-                j.claim.unit,
-                j.measured,
-                j.verdict,
-                j.printed_verdict,
-                j.why,
-                evidence,
-                j.claim.note,
-            )
-            writer.writerow([paper, j.claim.id, j.claim.statement, *facts])
+            claim = [paper, j.claim.id, j.claim.statement, j.claim.printed, j.claim.unit]
+            writer.writerow([*claim, j.measured, j.verdict, j.printed_verdict, j.why, evidence, j.claim.note])
     return text.getvalue()
 
 

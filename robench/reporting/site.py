@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jinja2
 
 from robench import catalog
+from robench.papers.filling import Filler
 from robench.reporting import formatting, papers
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import step_chart, training_charts
@@ -84,7 +85,7 @@ class Site:
         wanted = papers.all_tables(tables)
         if not wanted:
             return {}
-        filler = papers.Filler(self.results)
+        filler = Filler(self.results)
         pages = papers.filled_pages(filler, map(papers.paper_of, wanted))
         claims = papers.judged_claims(filler)
         known = {"cards": self.results.cards, "models_of": papers.models_of}
