@@ -36,6 +36,11 @@ _CSV_COLUMNS = (
     "commands",
 )
 
+_CLAIMS_COLUMNS = (
+    *("paper", "claim", "statement", "printed", "unit", "ours"),
+    *("verdict", "as_printed", "why", "evidence", "note"),
+)
+
 
 @dataclass(frozen=True)
 class PaperPage:
