@@ -213,14 +213,14 @@ class Filler:
             return None, None
         recipe, parts = asked.recipe_at("paper"), []
         if asked.model not in self.cards and (training := training_passes(recipe)):
-            parts.append(f"{_large(training.gradient)} gradient passes of training")
+            parts.append(f"{_large(training.gradient)} of training")
         passes = attack_passes(asked.facts, recipe.dataset, asked.table.examples)
         if passes and passes.gradient:
-            parts.append(f"at most {_large(passes.gradient)} gradient passes of attack")
+            parts.append(f"{_large(passes.gradient)} of attack at most")
         elif passes and passes.forward:
-            parts.append(f"at most {_large(passes.forward)} forward passes")
+            parts.append(f"{_large(passes.forward)} of evaluation")
         network = recipe.architecture.name if recipe.architecture else "the network"
-        return f"robench reproduce {asked.name}", f"{' and '.join(parts)} through {network}" if parts else None
+        return f"robench reproduce {asked.name}", f"{', '.join(parts)}: passes through {network}" if parts else None
 
 
 def _departures(card: ModelCard, scale: ScaleName, asked: Asked) -> Iterator[str]:
@@ -279,8 +279,8 @@ def setting_of(recipe: Recipe, key: str) -> float | str | None:
 
 
 def _compared(cell: PaperCell, tolerance: float) -> PaperCell:
-    """Say how far our value is from the printed one, and whether that means anything."""
-    if cell.value is None or cell.printed_value is None:
+    """Say how far our value is from the printed one, and whether that means anything; a smoke run's never does."""
+    if cell.value is None or cell.printed_value is None or cell.scale == "smoke":
         return cell
     difference = cell.value - cell.printed_value
     outside = cell.low is not None and cell.high is not None and not cell.low <= cell.printed_value <= cell.high
@@ -299,7 +299,7 @@ def _placed(table: PaperTable, cells: list[list[PaperCell]]) -> list[list[PaperC
             line = (j, row.group) if table.best_in == "columns" else (i, "")
             if cell.printed_value is not None:
                 printed[line].append((sign * cell.printed_value, i, j))
-            if cell.value is not None and cell.records:
+            if cell.value is not None and cell.records and cell.scale != "smoke":
                 ours[*line, cell.scale].append((sign * cell.value, i, j))
     for (i, j), place in _places(printed).items():
         cells[i][j] = replace(cells[i][j], printed_place=place)
