@@ -31,6 +31,8 @@ LOGIT_TOLERANCE = 1e-3
 class Normalize(nn.Module):
     """The layer `(images - mean) / std`, per channel."""
 
+    standardizes = True
+    """That its output is the images on another scale: a defense may differentiate by that."""
     mean: Tensor
     std: Tensor
 
