@@ -19,9 +19,18 @@ from robench.cli.options import (
     resolve_device,
 )
 from robench.errors import EvaluationFailed, RobenchError, UserError
-from robench.papers.definitions import PaperTable, ScaleName, scaled_name, split_name
-from robench.papers.work import Asking, Making, Moving, Passes, askings, check_scale, makings, movings
-from robench.papers.work import attack_passes as passes_of_cell
+from robench.papers.definitions import PaperTable, ScaleName
+from robench.papers.work import (
+    Asking,
+    Making,
+    Moving,
+    Passes,
+    askings,
+    check_scale,
+    evaluation_passes,
+    makings,
+    movings,
+)
 from robench.registry import cards
 from robench.reporting.formatting import duration
 from robench.store import Store
@@ -52,7 +61,7 @@ def reproduce(
     place = Workspace.locate(workspace, data_root)
     doing = Doing(place, device, precision, quiet=json_output)
     if dry_run:
-        rows = costs(table, found, asked, doing)
+        rows = costs(table, asked, doing)
         if json_output:
             print_json(rows)
         else:
@@ -85,9 +94,9 @@ def train_command(
     if wrong := [option for option, value in of_one_model.items() if value]:
         raise UserError(f"--table trains the models as the table's file says; leave {wrong[0]} out")
     asked = checked_scale(scale)
-    found = check_scale(table, asked)
+    check_scale(table, asked)
     if dry_run:
-        print_costs(table, asked, costs(table, found, asked, doing))
+        print_costs(table, asked, costs(table, asked, doing))
         return
     if problems := train_table(table, asked, doing, replace_models=replace_models):
         raise EvaluationFailed(f"{len(problems)} of the table's models could not be trained: {problems[0]}")
@@ -218,17 +227,10 @@ def _move(moving: Moving, count: int | None, store: Store, doing: Doing) -> None
     doing.say(f"{len(moving.pairs)} transfers of {moving.attack} at {moving.threat}")
 
 
-def costs(table: str, found: PaperTable, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
+def costs(table: str, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
     """Return what each model of a table would cost: its training, and at most its evaluation."""
     known = cards(doing.workspace)
-    count = found.examples if scale == "paper" else found.scales[scale].examples
-    asked: dict[str, list[Passes]] = {}
-    for _, _, facts in found.entries():
-        name = facts.model or facts.recipe
-        recipe = next((m.recipe for m in makings(table, scale) if name and split_name(m.model)[0] == name), None)
-        if name and recipe and facts.needs is None and (facts.attack or facts.certificate):
-            passes = passes_of_cell(facts, recipe.dataset, count)
-            asked.setdefault(scaled_name(name, scale), []).extend([passes] if passes else [])
+    asked = evaluation_passes(table, scale)
     rows = []
     for making in makings(table, scale):
         evaluation = asked.get(making.model, [])

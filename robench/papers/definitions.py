@@ -230,14 +230,6 @@ def _read(kind: str, name: str, type_: Any) -> Any:
         raise catalog.PluginError(plugin.path, f"is no valid {type_.__name__}: {place}: {first['msg']}") from None
 
 
-def split_name(model: str) -> tuple[str, ScaleName]:
-    """Return the name of a model at the paper's scale, and the scale that it is of."""
-    for scale in SCALES[1:]:
-        if model.endswith(f"-{scale}"):
-            return model.removesuffix(f"-{scale}"), scale
-    return model, "paper"
-
-
 def scaled_name(model: str, scale: ScaleName) -> str:
     """Return the name of a model at a scale: `trades-mnist-reduced`."""
     return model if scale == "paper" else f"{model}-{scale}"

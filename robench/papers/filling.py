@@ -24,7 +24,7 @@ from robench.papers.definitions import (
     scaled_name,
     scaled_recipe,
 )
-from robench.papers.work import attack_passes, training_passes
+from robench.papers.work import cell_passes, training_passes
 from robench.recipe import Recipe, parse_recipe
 from robench.records import ModelCard
 from robench.store import Results
@@ -49,6 +49,8 @@ class PaperCell:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    decimals: int | None = None
+    """Of a percentage, those that n can bear."""
     records: tuple[Path, ...] = ()
     commands: tuple[str, ...] = ()
     model: str | None = None
@@ -69,6 +71,22 @@ class PaperCell:
     place: int | None = None
     """1 or 2 where our value is the best or the second best of those at its scale."""
     printed_place: int | None = None
+
+    @property
+    def interval(self) -> str | None:
+        """Return the 95 % interval of a measured value as text."""
+        if self.low is None or self.high is None or not self.records:
+            return None
+        form = ".4g" if self.decimals is None else f".{self.decimals}f"
+        return f"{self.low:{form}}–{self.high:{form}}"
+
+    @property
+    def delta(self) -> str | None:
+        """Return the difference of a measured value as text."""
+        if self.difference is None or not self.records:
+            return None
+        form = ".3g" if self.decimals is None else f".{self.decimals}f"
+        return f"{'−' if self.difference < 0 else '+'}{abs(self.difference):{form}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +211,7 @@ class Filler:
             low=found.low,
             high=found.high,
             n=found.n,
+            decimals=_decimals(found),
             records=found.records,
             commands=found.commands,
             model=model,
@@ -214,7 +233,7 @@ class Filler:
         recipe, parts = asked.recipe_at("paper"), []
         if asked.model not in self.cards and (training := training_passes(recipe)):
             parts.append(f"{_large(training.gradient)} of training")
-        passes = attack_passes(asked.facts, recipe.dataset, asked.table.examples)
+        passes = cell_passes(asked.facts, recipe.dataset, asked.table.examples)
         if passes and passes.gradient:
             parts.append(f"{_large(passes.gradient)} of attack at most")
         elif passes and passes.forward:
@@ -328,9 +347,12 @@ def _number(printed: str) -> float | None:
 
 def _shown(found: Answer) -> str:
     """Return our value with the decimals that its n can bear."""
-    if found.percent:
-        return f"{found.value:.{2 if found.n >= 5000 else 1}f}"
-    return f"{found.value:.4g}"
+    decimals = _decimals(found)
+    return f"{found.value:.4g}" if decimals is None else f"{found.value:.{decimals}f}"
+
+
+def _decimals(found: Answer) -> int | None:
+    return (2 if found.n >= 5000 else 1) if found.percent else None
 
 
 def _large(number: int) -> str:

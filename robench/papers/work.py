@@ -181,19 +181,61 @@ def training_passes(recipe: Recipe) -> Passes | None:
     return Passes(each * images * recipe.total_epochs, 0)
 
 
-def attack_passes(facts: Facts, dataset: str, examples: int | None) -> Passes | None:
-    """Return what the answer to a cell takes at most; None where the size of its data is not known."""
+def attack_passes(attack: str, dataset: str, examples: int | None, *, votes: int = 1) -> Passes | None:
+    """Return what an attack takes at most; None where the size of its data is not known."""
+    size = _size(dataset, examples)
+    if size is None:
+        return None
+    plugin, parameters = planning.attack_settings(attack)
+    gradient, forward = plugin.passes(parameters, classes=size[0])
+    return Passes(gradient * votes * size[1], forward * votes * size[1])
+
+
+def certificate_passes(certificate: str, dataset: str, examples: int | None) -> Passes | None:
+    """Return what a certificate takes at most; None where the size of its data is not known."""
+    size = _size(dataset, examples)
+    if size is None:
+        return None
+    asked = planning.identify_certificate(certificate)
+    forward, _ = catalog.find("certificates", asked.entry).passes(asked.parameters, classes=size[0])
+    return Passes(0, forward * size[1])
+
+
+def cell_passes(facts: Facts, dataset: str, examples: int | None) -> Passes | None:
+    """Return what the answer to one cell takes at most; None where the size of its data is not known."""
+    if facts.measure in {"certificate", "certified"}:
+        return certificate_passes(facts.certificate or "", dataset, examples)
+    if facts.attack is None or facts.measure == "clean":
+        size = _size(dataset, examples)
+        return Passes(0, size[1]) if size else None
+    one = attack_passes(facts.attack, dataset, examples, votes=facts.votes)
+    times = len(threats_of(facts))
+    return Passes(times * one.gradient, times * one.forward) if one else None
+
+
+def _size(dataset: str, examples: int | None) -> tuple[int, int] | None:
+    """Return how many classes there are, and how many images are looked at."""
     data = catalog.plugins("datasets").get(dataset)
     if data is None or "images" not in data.facts:
         return None
-    classes, count = len(data.facts["classes"]) or 1000, examples or data.facts["images"]["test"]
-    if facts.certificate and facts.measure in {"certificate", "certified"}:
-        certificate = planning.identify_certificate(facts.certificate)
-        forward, _ = catalog.find("certificates", certificate.entry).passes(certificate.parameters, classes=classes)
-        return Passes(0, forward * count)
-    if facts.attack is None:
-        return Passes(0, count)
-    plugin, parameters = planning.attack_settings(facts.attack)
-    gradient, forward = plugin.passes(parameters, classes=classes)
-    times = len(threats_of(facts)) * count * facts.votes
-    return Passes(gradient * times, forward * times)
+    return len(data.facts["classes"]) or 1000, examples or data.facts["images"]["test"]
+
+
+def evaluation_passes(table: str, scale: ScaleName) -> dict[str, list[Passes]]:
+    """Return what the questions of a table take at most, by the model that they are asked of; sources of transfers make
+    their images once.
+    """
+    found = load_table(table)
+    examples = found.examples if scale == "paper" else found.scales[scale].examples
+    datasets = {m.model: m.recipe.dataset for m in makings(table, scale) if m.recipe}
+    asked: dict[str, list[Passes | None]] = {}
+    for asking in askings(table, scale):
+        if data := datasets.get(asking.model):
+            own = asked.setdefault(asking.model, [])
+            own += [attack_passes(a, data, examples, votes=asking.decision.votes) for a in asking.attacks]
+            own += [certificate_passes(c, data, examples) for c in asking.certificates]
+    for moving in movings(table, scale):
+        for source in dict.fromkeys(source for _, source in moving.pairs):
+            if data := datasets.get(source):
+                asked.setdefault(source, []).append(attack_passes(moving.attack, data, examples))
+    return {model: [p for p in passes if p] for model, passes in asked.items()}
