@@ -74,7 +74,8 @@ def run(arguments: list[str]) -> int:
             raise
         return _say(f"cannot use {error.filename}: {error.strerror}; choose another folder or file", 2)
     if status == _INTERRUPTED:
-        goes_on = "add --resume to go on" if arguments[:1] == ["train"] else "the same command goes on from there"
+        one_model = arguments[:1] == ["train"] and "--table" not in arguments
+        goes_on = "add --resume to go on" if one_model else "the same command goes on from there"
         return _say(f"interrupted; what was finished is kept, {goes_on}", status)
     return status
 

@@ -138,8 +138,7 @@ def fill(
     how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=quiet)
     needed = [job for job in jobs.values() if any(entry.source in job.specs for entry in missing)]
     made = [record for job in needed for record in evaluating.run(job, options, store, how)]
-    wanted = {entry.target for entry in missing}
-    targets = [job for job in jobs.values() if job.identity in wanted]
+    targets = [job for job in jobs.values() if any(entry.target == job.identity for entry in missing)]
     _classify(targets, list(jobs.values()), made, options=options, store=store)
     return entries
 
