@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,17 @@ from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
 from robench.errors import UnknownName, UserError
 from robench.workspace import Workspace
+
+
+def write_all(place: Workspace) -> list[Path]:
+    """Write all leaderboards and all papers' pages; return the files."""
+    from robench.registry import cards
+    from robench.reporting import write_leaderboards
+    from robench.store import Store
+
+    boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
+    folder = place.reports / "leaderboards"
+    return write_leaderboards(boards, Store(place.reports), cards(place), folder, of_papers=papers)
 
 
 def leaderboard(

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jinja2
 
 from robench import catalog
+from robench.papers.definitions import Paper
 from robench.papers.filling import Filler
 from robench.reporting import formatting, papers
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
@@ -31,7 +32,7 @@ def write_leaderboards(
     """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
 
     `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index
-    is left as it is.
+    and the models' pages, which are about leaderboards, too, are left as they are.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -40,16 +41,21 @@ def write_leaderboards(
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
     boards = {name: plugin.load().build(results) for name, plugin in plugins.items()}
     site = Site(out_dir, results)
-    index = out_dir / "index.html"
-    pages: dict[Path, str] = {index: site.index(boards)} if boards or not index.exists() else {}
+    index, pages = out_dir / "index.html", {out_dir / name: text for name, text in site.papers(of_papers).items()}
+    if boards or not index.exists():
+        there = [
+            (file, paper) for file, paper in papers.listed() if out_dir / file in pages or (out_dir / file).exists()
+        ]
+        pages[index] = site.index(boards, there)
     for tables in boards.values():
         for table in tables:
             pages[out_dir / f"{table.name}.html"] = site.table(table)
             pages[out_dir / f"{table.name}.csv"] = table_csv(table)
             pages |= {out_dir / name: text for name, text in site.figures(table).items()}
     for model in cards:
+        if not boards and site.model_page(model).exists():
+            continue
         pages[site.model_page(model)] = site.model(model, [t for tables in boards.values() for t in tables])
-    pages |= {out_dir / name: text for name, text in site.papers(of_papers).items()}
     for path, text in pages.items():
         publish(path, text.encode())
     return list(pages)
@@ -66,8 +72,8 @@ class Site:
         """Return the page of a model."""
         return self.folder / "models" / f"{file_name(model)}.html"
 
-    def index(self, boards: Mapping[str, list[Table]]) -> str:
-        """Return the page that lists all tables and models."""
+    def index(self, boards: Mapping[str, list[Table]], of_papers: Iterable[tuple[str, Paper]] = ()) -> str:
+        """Return the page that lists all tables and models, and these papers' pages by their files."""
         boards = {name: tables for name, tables in boards.items() if tables} or boards
         summaries = {name: catalog.find("leaderboards", name).facts["summary"] for name in boards}
         return self._render(
@@ -77,7 +83,7 @@ class Site:
             summaries=summaries,
             cards=[stored.card for stored in self.results.cards.values()],
             leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
-            papers=papers.listed(),
+            papers=list(of_papers),
         )
 
     def papers(self, tables: Iterable[str]) -> dict[str, str]:
