@@ -79,7 +79,7 @@ def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingP
     training = Training(
         recipe=recipe,
         precision=run.precision,
-        pixels=Pixels(open_split(recipe.dataset, "train", workspace), run.device),
+        pixels=Pixels(open_split(recipe.dataset, "train", workspace), run.device, count=recipe.train_examples),
         examiner=_examiner(recipe, run, workspace),
         folder=folder,
         progress=progress,
@@ -112,7 +112,8 @@ def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
     keep_large_buffers()
     state = _initial_state(recipe, run, workspace)
-    examples = len(open_split(recipe.dataset, "train", workspace))
+    available = len(open_split(recipe.dataset, "train", workspace))
+    examples = min(recipe.train_examples or available, available)
     per_epoch = steps_per_epoch(examples, recipe.batch_size)
     chosen = (recipe.defense, *recipe.regularizers)
     passes = sum(
