@@ -58,7 +58,8 @@ def growth(fewer: Sequence[int], more: Sequence[int], *, batch: int) -> tuple[in
     """Return the bytes for each image, and besides, that a batch holds when it holds the most.
 
     `fewer` and `more` are histories of the same operations on two images and on three: after each of them what is held
-    grows in proportion to the images. Small batches hold the most when the optimiser steps, large ones when all is evaluated.
+    grows in proportion to the images. Small batches hold the most when the optimiser steps, large ones when all is
+    evaluated.
     """
     if len(fewer) != len(more):
         fewer, more = [max(fewer)], [max(more)]
