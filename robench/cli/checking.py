@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,7 @@ from robench.workspace import Workspace
 
 if TYPE_CHECKING:
     from robench.gate.baseline import Answer, Baseline
-    from robench.gate.verdicts import Check
-    from robench.records import ModelIdentity
+    from robench.gate.verdicts import Check, Rules
 
 #: The exit status of a check that does not pass.
 FAILED = 1
@@ -56,6 +56,16 @@ def check(
     measure: Annotated[
         bool, typer.Option("--measure", help="Ask the baseline's questions first, as far as they are not answered.")
     ] = False,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", help="Attack randomly drawn examples until it is clear; clean and robust accuracy only."
+        ),
+    ] = False,
+    examples: Annotated[
+        int | None,
+        typer.Option("--examples", min=1, help="With --fast: draw so many at most. Default: the baseline's."),
+    ] = None,
     format: Annotated[str, typer.Option("--format", help="text, markdown, junit, json or github.")] = "text",  # noqa: A002
     write: Annotated[
         list[Path] | None,
@@ -69,38 +79,34 @@ def check(
 
     Example: robench check --baseline reports/baseline.toml --format markdown
     """
-    from robench.gate import baseline as baselines
     from robench.gate import rendering
-    from robench.gate.verdicts import Candidates, Rules
-    from robench.gate.verdicts import check as compare
+    from robench.gate.verdicts import Rules
 
-    formats = ("text", *rendering.FORMATS)
-    if format not in formats:
+    _refuse(
+        engine=engine, new_answers=measure or candidate is not None, fast=fast, examples=examples, tolerance=tolerance
+    )
+    if format not in (formats := ("text", *rendering.FORMATS)):
         raise UserError(f"--format {format!r} is unknown; write {', '.join(formats)}")
-    for path in write or ():
-        if path.suffix not in {*_SUFFIXES, ".html"}:
-            raise UserError(f"--write {path}: the ending says what is written; write .md, .xml, .json or .html")
+    for target in write or ():
+        if target.suffix not in {*_SUFFIXES, ".html"}:
+            raise UserError(f"--write {target}: the ending says what is written; write .md, .xml, .json or .html")
     if not 0 < alpha < 1:
         raise UserError(f"--alpha {alpha:g} is no probability; give one between 0 and 1, such as 0.01")
     place = Workspace.locate(workspace, data_root)
-    path = _baseline_path(baseline, place)
-    known = baselines.read(path)
-    names = _names(model, known, path)
-    if engine and not (measure or candidate):
-        raise UserError(
-            "--engine compares new answers of frozen models; add --measure, or --candidate with their folder"
-        )
-    store = Store(candidate or place.reports)
-    identities: dict[str, ModelIdentity] = {}
-    problems: dict[str, str] = {}
-    if measure:
-        from robench.cli.measuring import Measuring
-
-        measuring = Measuring(place, store, device=device, fresh=engine and candidate is None)
-        identities, problems = measuring.answer(known, path.parent, names)
-        store = measuring.store
-    rules = Rules("engine" if engine else "model", (0.0 if engine else 1.0) if tolerance is None else tolerance, alpha)
-    found = compare(known, path, Candidates(store, place, names, identities, problems), rules)
+    asked = Asked(
+        path=_baseline_path(baseline, place),
+        place=place,
+        store=Store(candidate or place.reports),
+        models=model,
+        rules=Rules(
+            gate="engine" if engine else "model",
+            tolerance=(0.0 if engine else 1.0) if tolerance is None else tolerance,
+            alpha=alpha,
+            fast=fast,
+        ),
+        device=device,
+    )
+    found = _raced(asked, examples) if fast else _compared(asked, measure=measure, fresh=engine and candidate is None)
     if format == "text":
         _print(found)
     else:
@@ -108,6 +114,63 @@ def check(
     for target in write or ():
         publish(target.absolute(), _rendered(found, target, place).encode())
     return 0 if found.passes else FAILED
+
+
+def _refuse(*, engine: bool, new_answers: bool, fast: bool, examples: int | None, tolerance: float | None) -> None:
+    """Raise UserError for options that exclude each other."""
+    if engine and not (new_answers or fast):
+        raise UserError(
+            "--engine compares new answers of frozen models; add --measure, or --candidate with their folder"
+        )
+    if examples and not fast:
+        raise UserError(f"--examples {examples} is the budget of --fast; add it, or leave out --examples")
+    if fast and (engine or tolerance == 0):
+        raise UserError(f"--fast cannot decide {'--engine' if engine else '--tolerance 0'}; leave one of them out")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be checked, and how."""
+
+    path: Path
+    """The baseline's."""
+    place: Workspace
+    store: Store
+    """Of the new answers."""
+    models: Sequence[str] | None
+    rules: Rules
+    device: str
+
+
+def _compared(asked: Asked, *, measure: bool, fresh: bool) -> Check:
+    """Compare what is on record, after asking for what is missing if that is wanted."""
+    from robench.gate import baseline as baselines
+    from robench.gate.verdicts import Candidates
+    from robench.gate.verdicts import check as compare
+
+    known = baselines.read(asked.path)
+    names = _names(asked.models, known, asked.path)
+    if not measure:
+        return compare(known, asked.path, Candidates(asked.store, asked.place, names, {}, {}), asked.rules)
+    from robench.cli.measuring import Measuring
+
+    measuring = Measuring(asked.place, asked.store, device=asked.device, fresh=fresh)
+    identities, problems = measuring.answer(known, asked.path.parent, names)
+    return compare(
+        known, asked.path, Candidates(measuring.store, asked.place, names, identities, problems), asked.rules
+    )
+
+
+def _raced(asked: Asked, budget: int | None) -> Check:
+    """Attack examples in random order until it is clear."""
+    from robench.cli.measuring import Measuring
+    from robench.cli.racing import race
+    from robench.gate import baseline as baselines
+
+    known = baselines.read(asked.path)
+    names = _names(asked.models, known, asked.path)
+    measuring = Measuring(asked.place, asked.store, device=asked.device, fresh=False)
+    return race(known, asked.path, names, asked.rules, measuring=measuring, budget=budget)
 
 
 def _baseline_path(given: Path | None, place: Workspace) -> Path:

@@ -104,6 +104,7 @@ Decision = Literal["worse", "not worse"]
 
 #: Bets on the share of the lost among the examples that changed.
 _LOSING = np.array([0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+_PAID_FOR_LOST, _PAID_FOR_GAINED = np.log(2 * _LOSING), np.log(2 * (1 - _LOSING))
 #: Bets against a loss as large as the tolerance, as parts of the largest bet that cannot ruin.
 _STAKES = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.8])
 
@@ -129,7 +130,8 @@ class Race:
     drawn: int = 0
 
     def __post_init__(self) -> None:
-        self._stakes = _STAKES / (1 - self.tolerance)
+        stakes = _STAKES / (1 - self.tolerance)
+        self._paid = {change: np.log1p(stakes * (change + self.tolerance)) for change in (-1, 0, 1)}
         self._against_no_loss = np.zeros(len(_LOSING))
         self._against_loss = np.zeros(len(_STAKES))
 
@@ -137,13 +139,13 @@ class Race:
         """Take the next example of the random order into account: right in the baseline, right now."""
         self.drawn += 1
         change = int(now) - int(before)
-        self._against_loss += np.log1p(self._stakes * (change + self.tolerance))
+        self._against_loss += self._paid[change]
         if change < 0:
             self.lost += 1
-            self._against_no_loss += np.log(2 * _LOSING)
+            self._against_no_loss += _PAID_FOR_LOST
         elif change > 0:
             self.gained += 1
-            self._against_no_loss += np.log(2 * (1 - _LOSING))
+            self._against_no_loss += _PAID_FOR_GAINED
 
     @property
     def loss(self) -> float:

@@ -47,7 +47,7 @@ def change(verdict: Verdict) -> str:
         return "-"
     difference = change_of(verdict)
     if verdict.change is None:
-        return f"{difference:+.1f} %"
+        return f"{difference:+.1f} {'points' if verdict.summary == 'share' else '%'}"
     low, high = (100 * bound for bound in verdict.change)
     return f"{difference:+.2f} [{low:+.2f}, {high:+.2f}] points"
 
@@ -77,6 +77,12 @@ def rule(check: Check) -> str:
     """Return how it was judged."""
     rules = check.rules
     chance = f"all numbers together, alpha {rules.alpha:g}"
+    if rules.fast:
+        return (
+            f"Examples were drawn in random order until it was clear that a number is behind {check.baseline}, by more "
+            f"than {rules.tolerance:g} points, or not by so much ({chance}, whenever it stopped). Certificates and "
+            "distances were not looked at."
+        )
     if rules.gate == "engine":
         return (
             f"Against {check.baseline}, on frozen weights: robust accuracy and distances must not rise by more than "

@@ -58,6 +58,8 @@ class Rules:
     """Points of a share, percent of a length: a change up to this is none."""
     alpha: float = 0.01
     """Probability at most of calling any metric worse or better in a run where none changed."""
+    fast: bool = False
+    """Examples were drawn until it was clear."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -287,24 +289,23 @@ def _compared(
                 continue
             if old.subject == "attack" and old.summary == "share" and isinstance(spec, EvalSpec):
                 groups[(*key, spec.threat)].append((old, new))
-            yield _paired(old, new, candidate, now.record.spec, rules=rules)
+            asked = examples_text(spec.examples) if old.subject == "clean" else question_text(spec)
+            yield _paired(old, new, candidate, now.record.spec, asked=asked, rules=rules)
     for (examples, *_, threat), answers in groups.items():
         if len(answers) > 1 and complete:
             old, new = (worst_case(threat, [pair[side] for pair in answers]) for side in (0, 1))
             like = next(now.record.spec for _, now in pairs if now.record.spec.examples == examples)
-            yield _paired(old, new, candidate, like, rules=rules)
+            yield _paired(old, new, candidate, like, asked=examples_text(examples), rules=rules)
 
 
-def _paired(old: Metric, new: Metric, model: str, spec: Question, *, rules: Rules) -> Verdict:
+def _paired(old: Metric, new: Metric, model: str, spec: Question, *, asked: str, rules: Rules) -> Verdict:
     """Return two columns side by side with their p-value; the verdict comes when all p-values are known."""
     if not np.array_equal(old.examples, new.examples):
         reason = (
             "the rows are of other examples although the question is the same; delete the record and evaluate again"
         )
-        return Verdict(model=model, question=question_text(spec), metric=old.name, kind="damaged", reason=reason)
+        return Verdict(model=model, question=asked, metric=old.name, kind="damaged", reason=reason)
     n = len(old.values)
-    alone = old.predictions is not None or old.summary != "share" or old.subject == "certificate"
-    asked = question_text(spec) if alone and old.subject != "clean" else examples_text(spec.examples)
     lost, gained = _changed(old, new)
     worse = lost if rules.gate == "model" or old.subject != "attack" else gained
     return Verdict(
