@@ -132,7 +132,7 @@ def check(baseline: Baseline, path: Path, candidates: Candidates, rules: Rules) 
     for name, candidate in candidates.names.items():
         entries = [entry for entry in baseline.entries if entry.model == name]
         verdicts += _of_model(entries, path.parent, candidate, candidates, rules=rules)
-    return Check(rules, str(path), tuple(_judged(verdicts, rules)))
+    return Check(rules, str(path), tuple(judged(verdicts, rules)))
 
 
 def _of_model(
@@ -290,15 +290,15 @@ def _compared(
             if old.subject == "attack" and old.summary == "share" and isinstance(spec, EvalSpec):
                 groups[(*key, spec.threat)].append((old, new))
             asked = examples_text(spec.examples) if old.subject == "clean" else question_text(spec)
-            yield _paired(old, new, candidate, now.record.spec, asked=asked, rules=rules)
+            yield paired(old, new, candidate, now.record.spec, asked=asked, rules=rules)
     for (examples, *_, threat), answers in groups.items():
         if len(answers) > 1 and complete:
             old, new = (worst_case(threat, [pair[side] for pair in answers]) for side in (0, 1))
             like = next(now.record.spec for _, now in pairs if now.record.spec.examples == examples)
-            yield _paired(old, new, candidate, like, asked=examples_text(examples), rules=rules)
+            yield paired(old, new, candidate, like, asked=examples_text(examples), rules=rules)
 
 
-def _paired(old: Metric, new: Metric, model: str, spec: Question, *, asked: str, rules: Rules) -> Verdict:
+def paired(old: Metric, new: Metric, model: str, spec: Question, *, asked: str, rules: Rules) -> Verdict:
     """Return two columns side by side with their p-value; the verdict comes when all p-values are known."""
     if not np.array_equal(old.examples, new.examples):
         reason = (
@@ -354,13 +354,16 @@ def _p_of_engine(old: Metric, new: Metric) -> float:
         return beyond_rounding(moved, len(old.values))
     differences = _differences(old, new)
     size = np.maximum(np.abs(old.values), np.abs(new.values))
-    return signed_rank(np.where(np.abs(differences) <= _LENGTH_ROUNDING * size, 0.0, differences))
+    far = np.abs(differences) > np.where(np.isfinite(size), _LENGTH_ROUNDING * size, 0.0)
+    if old.subject == "certificate":
+        return beyond_rounding(int(far.sum()), len(old.values))
+    return signed_rank(np.where(far, differences, 0.0))
 
 
 _P_VALUES: Mapping[Gate, Callable[[Metric, Metric], float]] = {"model": _p_of_model, "engine": _p_of_engine}
 
 
-def _judged(verdicts: Sequence[Verdict], rules: Rules) -> list[Verdict]:
+def judged(verdicts: Sequence[Verdict], rules: Rules) -> list[Verdict]:
     """Return the verdicts, now that all p-values are known: Holm's procedure over all metrics of the run."""
     measured = [v for v in verdicts if v.p is not None]
     adjusted = dict(zip(map(id, measured), holm([v.p or 0.0 for v in measured]), strict=True))
