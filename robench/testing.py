@@ -87,8 +87,8 @@ def assert_robust(
         low, high = found.interval
         first = ", ".join(map(str, found.fallen[:10])) + (", ..." if len(found.fallen) > 10 else "")
         raise AssertionError(
-            f"robust accuracy {100 * found.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under {attack} in {threat} "
-            f"is below {100 * at_least:g} % (clean {100 * found.clean:.1f} %); fallen examples: {first}"
+            f"robust accuracy {100 * found.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] under {attack} in "
+            f"{threat} is below {100 * at_least:g} % (clean {100 * found.clean:.1f} %); fallen examples: {first}"
         )
     return found
 
