@@ -3,8 +3,8 @@
 python -m benchmarks.gate [--strength-only | --speed-only]
 
 Strength: the questions of `reports/engine/baseline.toml` on the committed MNIST models are answered anew and compared
-(`robench check --engine`). Speed: PGD's time over its ideal (`benchmarks/ideal.py`), a ratio that a slow machine does not
-change; processor time is measured, because a busy one would.
+(`robench check --engine`). Speed: PGD's time over its ideal (`benchmarks/ideal.py`), a ratio that a slow machine leaves
+as it is; processor time is measured, because a busy one would change it.
 
 An attack that was changed on purpose has a new version. Its questions are then answered by `robench eval` into a folder
 whose reports/ becomes reports/engine, and `robench baseline set --baseline reports/engine/baseline.toml` names them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,11 +155,13 @@ def _compared(asked: Asked, *, measure: bool, fresh: bool) -> Check:
         return compare(known, asked.path, Candidates(asked.store, asked.place, names, {}, {}), asked.rules)
     from robench.cli.measuring import Measuring
 
-    measuring = Measuring(asked.place, asked.store, device=asked.device, fresh=fresh)
-    identities, problems = measuring.answer(known, asked.path.parent, names)
-    return compare(
-        known, asked.path, Candidates(measuring.store, asked.place, names, identities, problems), asked.rules
-    )
+    with tempfile.TemporaryDirectory(prefix="robench-check-") as empty:
+        # Frozen models are asked again although their answers are known.
+        store = Store(Path(empty)) if fresh else asked.store
+        identities, problems = Measuring(asked.place, store, device=asked.device).answer(
+            known, asked.path.parent, names
+        )
+        return compare(known, asked.path, Candidates(store, asked.place, names, identities, problems), asked.rules)
 
 
 def _raced(asked: Asked, budget: int | None) -> Check:
@@ -169,7 +172,7 @@ def _raced(asked: Asked, budget: int | None) -> Check:
 
     known = baselines.read(asked.path)
     names = _names(asked.models, known, asked.path)
-    measuring = Measuring(asked.place, asked.store, device=asked.device, fresh=False)
+    measuring = Measuring(asked.place, asked.store, device=asked.device)
     return race(known, asked.path, names, asked.rules, measuring=measuring, budget=budget)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,9 @@ from robench.workspace import Workspace
 class Measuring:
     """Asks questions anew where they are not answered yet."""
 
-    def __init__(self, place: Workspace, store: Store, *, device: str, fresh: bool) -> None:
-        """Answer into `store`; if `fresh` into an empty folder instead, so that nothing is known."""
-        self.place, self.device = place, device
-        self._folder = tempfile.TemporaryDirectory(prefix="robench-check-") if fresh else None
-        self.store = Store(Path(self._folder.name)) if self._folder else store
+    def __init__(self, place: Workspace, store: Store, *, device: str) -> None:
+        """Answer into `store`."""
+        self.place, self.store, self.device = place, store, device
 
     def answer(
         self, baseline: Baseline, folder: Path, names: Mapping[str, str]

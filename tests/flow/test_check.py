@@ -16,7 +16,8 @@ from robench.store import Store
 from tests import synthetic
 from tests.flow.conftest import ROOT
 
-ASK = ("--attack", "pgd-20", "--attack", "fgsm", "--threat", "Linf@0.05", "--device", "cpu")
+PGD = "pgd:steps=20,step_size=0.01"
+ASK = ("--attack", PGD, "--attack", "fgsm", "--threat", "Linf@0.1", "--device", "cpu")
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_the_page_says_why_it_has_no_pictures(measured, robench, tmp_path):
 def test_the_baseline_is_shown_and_compared(measured, robench):
     status, out, _ = robench("baseline", "show")
     assert status == 0
-    assert "pgd-20 under Linf@0.05, 200 of 449 test images of digits" in out
+    assert f"{PGD} under Linf@0.1, 200 of 449 test images of digits" in out
     assert robench("baseline", "diff")[1] == "no difference\n"
     path = measured / "reports" / "baseline.toml"
     other = measured / "other.toml"
