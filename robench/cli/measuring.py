@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from robench import catalog
 from robench.cli import certifying, evaluating
@@ -26,27 +29,28 @@ class Measuring:
         self, baseline: Baseline, folder: Path, names: Mapping[str, str]
     ) -> tuple[dict[str, ModelIdentity], dict[str, str]]:
         """Return the identities of the models that were asked, and why others could not be."""
-        identities, problems = {}, {}
+        identities: dict[str, ModelIdentity] = {}
+        problems: dict[str, str] = {}
         for old, new in names.items():
-            asked = [load(entry, folder).record.spec for entry in baseline.entries if entry.model == old]
             try:
-                for spec in asked:
-                    identities[new] = self._answer(new, spec)
-            except EvaluationFailed:
-                continue  # its record says so
+                for asked in _alike(_readable(baseline, folder, old)):
+                    job, options = self.job(new, asked[0])
+                    identities[new] = job.identity
+                    self._answer(job, options, [current(spec, job.identity) for spec in asked])
             except RobenchError as error:
                 problems[new] = str(error)
         return identities, problems
 
-    def _answer(self, model: str, asked: Question) -> ModelIdentity:
-        job, options = self.job(model, asked)
-        spec = current(asked, job.identity)
+    def _answer(self, job: evaluating.Job, options: evaluating.Options, specs: Sequence[Question]) -> None:
+        """Ask what is not known; an attack that fails leaves a record that says so."""
+        attacks = [spec for spec in specs if isinstance(spec, EvalSpec)]
+        certificates = [spec for spec in specs if isinstance(spec, CertificateSpec)]
         how = evaluating.Manner(quiet=True)
-        if isinstance(spec, EvalSpec):
-            evaluating.run(replace(job, specs=[spec]), options, self.store, how)
-        else:
-            certifying.run(job, [spec], options, self.store, how)
-        return job.identity
+        with suppress(EvaluationFailed):
+            if attacks:
+                evaluating.run(replace(job, specs=attacks), options, self.store, how)
+            if certificates:
+                certifying.run(job, certificates, options, self.store, how)
 
     def job(self, model: str, asked: Question) -> tuple[evaluating.Job, evaluating.Options]:
         """Return the model with the examples that a question is about; raise UserError where those are others now."""
@@ -70,6 +74,22 @@ class Measuring:
                 f"{examples.dataset} has other {examples.split} images than the baseline's; {_of(job.examples)}"
             )
         return job, options
+
+
+def _readable(baseline: Baseline, folder: Path, model: str) -> Iterator[Question]:
+    """Yield the questions about a model whose records are as they were; of the others the check tells."""
+    for entry in baseline.entries:
+        if entry.model == model:
+            with suppress(UserError):
+                yield load(entry, folder).record.spec
+
+
+def _alike(specs: Iterable[Question]) -> list[list[Question]]:
+    """Return the questions in groups that one loaded model can answer: the same examples, seed, precision, decision."""
+    groups: dict[tuple[Any, ...], list[Question]] = defaultdict(list)
+    for spec in specs:
+        groups[(type(spec), spec.examples, spec.seed, spec.precision, getattr(spec, "decision", None))].append(spec)
+    return list(groups.values())
 
 
 def _of(now: Examples) -> str:
