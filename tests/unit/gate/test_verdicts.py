@@ -11,7 +11,7 @@ from robench.errors import UserError
 from robench.gate import baseline as baselines
 from robench.gate import rendering
 from robench.gate.metrics import Metric
-from robench.gate.verdicts import Rules, judged, paired
+from robench.gate.verdicts import Rules, Verdict, judged, paired
 from tests import synthetic
 from tests.unit.gate.conftest import standing
 
@@ -377,3 +377,21 @@ def test_two_points_less_on_ten_thousand_examples_are_caught():
     random = np.random.default_rng(1)
     caught = sum(gate_fails(random, 10_000, lose=0.04, gain=0.02) for _ in range(200))
     assert caught >= 0.95 * 200, caught
+
+
+@pytest.mark.parametrize(("metrics", "kind"), [(1, "worse"), (4, "worse"), (20, "same")])
+def test_many_metrics_need_more_evidence_each(metrics, kind):
+    alike = [
+        Verdict(model="m", question="q", metric=str(i), kind="same", before=0.8, now=0.7, n=100, p=0.002)
+        for i in range(metrics)
+    ]
+    assert {v.kind for v in judged(alike, Rules(alpha=0.01))} == {kind}
+
+
+def test_a_partial_answer_that_was_renamed_does_not_count(bench):
+    bench.put(standing(100, 80))
+    bench.set()
+    answer = bench.put(standing(30, 30), "new", count=100, status="partial")
+    complete = bench.store.record_path(answer.spec)
+    complete.with_suffix(".partial.json").rename(complete)
+    assert "stopped at 30 of 100 examples" in only(bench.check(), "missing")
