@@ -8,30 +8,38 @@ import typer
 
 from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
-from robench.errors import UserError
+from robench.errors import UnknownName, UserError
 from robench.workspace import Workspace
 
 
 def leaderboard(
     table: Annotated[list[str] | None, typer.Argument(help="Names of leaderboards (default: all).")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="html, csv, json or latex; may be given again (default: all)."),
+    ] = None,
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the leaderboards as HTML and CSV from the stored records.
+    """Write the leaderboards as a site and as CSV, JSON and LaTeX from the stored records.
 
-    Example: robench leaderboard robustness
+    Example: robench leaderboard robustness --format latex
     """
     from robench.registry import cards
-    from robench.reporting import write_leaderboards
+    from robench.reporting import FORMATS, write_leaderboards
     from robench.store import Store
 
     place = Workspace.locate(workspace)
     names = table or list(catalog.plugins("leaderboards"))
     for name in names:
         catalog.find("leaderboards", name)
+    for asked in formats or ():
+        if asked not in FORMATS:
+            raise UnknownName("format", asked, FORMATS)
     if not any(place.reports.glob("records/*/*.json")) and not any(place.reports.glob("certificates/*/*.json")):
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
-    written = write_leaderboards(names, Store(place.reports), cards(place), place.reports / "leaderboards")
+    out_dir = place.reports / "leaderboards"
+    written = write_leaderboards(names, Store(place.reports), cards(place), out_dir, formats or FORMATS)
     if json_output:
         print_json([str(path) for path in written])
         return

@@ -1,4 +1,4 @@
-"""The leaderboards' site: a page and a CSV file per table, a page per model, and an index; all plain files.
+"""The leaderboards' site: a page per table with its numbers as files beside it, a page per model, and an index.
 
 The pages are self-contained (no network, no other file needed to show them), and depend on the records and
 cards alone: the same ones give the same bytes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,14 +20,32 @@ from robench import catalog
 from robench.reporting import formatting
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import step_chart, training_charts
+from robench.reporting.json_files import table_json
+from robench.reporting.latex import measured_latex
 from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
 from robench.tables import Cell, Column, Curves, Table, natural
 
 
+#: What a table is written as besides its page: the ending of the file, how it is made, its name on the page.
+DOWNLOADS: dict[str, tuple[str, Callable[[Table], str], str]] = {
+    "csv": ("csv", table_csv, "CSV"),
+    "json": ("json", table_json, "JSON"),
+    "latex": ("tex", measured_latex, "LaTeX"),
+}
+FORMATS = ("html", *DOWNLOADS)
+
+
 def write_leaderboards(
-    names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path
+    names: Iterable[str],
+    store: Store,
+    cards: Mapping[str, StoredCard],
+    out_dir: Path,
+    formats: Collection[str] = FORMATS,
 ) -> list[Path]:
-    """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
+    """Write the leaderboards `names` and return the files.
+
+    `html` is the site: pages of tables and models, `index.html`, and the figures' numbers and drawings; the others are
+    one file for each table, which its page offers.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -35,15 +53,17 @@ def write_leaderboards(
     results = store.results(cards)
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
     boards = {name: plugin.load().build(results) for name, plugin in plugins.items()}
-    site = Site(out_dir, results)
-    pages: dict[Path, str] = {out_dir / "index.html": site.index(boards)}
-    for tables in boards.values():
+    tables = [table for own in boards.values() for table in own]
+    downloads = {f"{end}": (title, made) for name, (end, made, title) in DOWNLOADS.items() if name in formats}
+    pages = {out_dir / f"{table.name}.{end}": made(table) for table in tables for end, (_, made) in downloads.items()}
+    if "html" in formats:
+        site = Site(out_dir, results, {end: title for end, (title, _) in downloads.items()})
+        pages[out_dir / "index.html"] = site.index(boards)
         for table in tables:
             pages[out_dir / f"{table.name}.html"] = site.table(table)
-            pages[out_dir / f"{table.name}.csv"] = table_csv(table)
             pages |= {out_dir / name: text for name, text in site.figures(table).items()}
-    for model in cards:
-        pages[site.model_page(model)] = site.model(model, [t for tables in boards.values() for t in tables])
+        for model in cards:
+            pages[site.model_page(model)] = site.model(model, tables)
     for path, text in pages.items():
         publish(path, text.encode())
     return list(pages)
@@ -52,9 +72,9 @@ def write_leaderboards(
 class Site:
     """Renders pages that link to each other and to the records."""
 
-    def __init__(self, folder: Path, results: Results) -> None:
-        """Render for `folder`, which links are relative to."""
-        self.folder, self.results = folder, results
+    def __init__(self, folder: Path, results: Results, downloads: Mapping[str, str]) -> None:
+        """Render for `folder`, which links are relative to; `downloads` are what tables are written as, by ending."""
+        self.folder, self.results, self.downloads = folder, results, downloads
 
     def model_page(self, model: str) -> Path:
         """Return the page of a model."""
@@ -76,7 +96,9 @@ class Site:
     def table(self, table: Table) -> str:
         """Return a table's page."""
         page = self.folder / f"{table.name}.html"
-        return self._render("table.html", page, table=table, strip=_strip, step_chart=step_chart)
+        return self._render(
+            "table.html", page, table=table, strip=_strip, step_chart=step_chart, downloads=self.downloads
+        )
 
     def figures(self, table: Table) -> dict[str, str]:
         """Return the files of a table's figures by name: the numbers of each, and curves as a drawing."""
