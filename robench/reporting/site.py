@@ -25,7 +25,6 @@ from robench.reporting.latex import measured_latex
 from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
 from robench.tables import Cell, Column, Curves, Table, natural
 
-
 #: What a table is written as besides its page: the ending of the file, how it is made, its name on the page.
 DOWNLOADS: dict[str, tuple[str, Callable[[Table], str], str]] = {
     "csv": ("csv", table_csv, "CSV"),
