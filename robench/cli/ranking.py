@@ -39,7 +39,7 @@ def leaderboard(
     if not any(place.reports.glob("records/*/*.json")) and not any(place.reports.glob("certificates/*/*.json")):
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     out_dir = place.reports / "leaderboards"
-    written = write_leaderboards(names, Store(place.reports), cards(place), out_dir, formats or FORMATS)
+    written = write_leaderboards(names, Store(place.reports), cards(place), out_dir, formats=formats or FORMATS)
     if json_output:
         print_json([str(path) for path in written])
         return

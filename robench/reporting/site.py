@@ -39,6 +39,7 @@ def write_leaderboards(
     store: Store,
     cards: Mapping[str, StoredCard],
     out_dir: Path,
+    *,
     formats: Collection[str] = FORMATS,
 ) -> list[Path]:
     """Write the leaderboards `names` and return the files.
