@@ -74,7 +74,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A step function: from each x on it has the y beside it."""
+    """A step function, which from each x on has the y beside it, or points joined by lines."""
 
     title: str
     x: tuple[float, ...]
@@ -97,6 +97,8 @@ class Curves:
     curves: tuple[Curve, ...]
     x_end: float
     """Where the drawing ends; the file has all points."""
+    linear: bool = False
+    """Points joined by lines; else step functions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ def leaderboard(
 
     Example: robench leaderboard robustness --format latex
     """
+    from robench.datasets import ImageSet, open_split
+    from robench.records import Examples
     from robench.registry import cards
     from robench.reporting import FORMATS, write_leaderboards
     from robench.store import Store
@@ -39,7 +41,13 @@ def leaderboard(
     if not any(place.reports.glob("records/*/*.json")) and not any(place.reports.glob("certificates/*/*.json")):
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     out_dir = place.reports / "leaderboards"
-    written = write_leaderboards(names, Store(place.reports), cards(place), out_dir, formats=formats or FORMATS)
+
+    def images(examples: Examples) -> ImageSet:
+        return open_split(examples.dataset, examples.split, place)
+
+    written = write_leaderboards(
+        names, Store(place.reports), cards(place), out_dir, formats=formats or FORMATS, open_images=images
+    )
     if json_output:
         print_json([str(path) for path in written])
         return

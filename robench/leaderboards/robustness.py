@@ -180,7 +180,8 @@ def current_and_former(
         if stored.record.status == "complete":
             key = lasting_key(stored.record.spec)
             latest[key] = max(latest.get(key, ()), _version(stored.record.spec))
-    counting, former = [], []
+    counting: list[StoredRecord] = []
+    former: list[StoredRecord] = []
     for stored in group:
         spec = stored.record.spec
         weights = described.get(spec.model.id, spec.model.weights_sha256)
