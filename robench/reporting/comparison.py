@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from robench.reporting.formatting import interval, shown
 from robench.reporting.pictures import Album
 from robench.tables import Comparison, Table
 
-#: Of each two models, so many images that only the first gets right, and as many that only the second does.
-_EACH = 8
+#: Of each two models, so many images that only the first gets right, and as many that only the second does; then more
+#: as long as there is room.
+_EACH = (8, 16, 32, 48)
 #: A page stays below 1.5 MB.
 _MOST_PICTURES = 240
 _MOST_BYTES = 600_000
@@ -25,19 +26,20 @@ def pictured_examples(comparison: Comparison) -> list[int]:
     """Return the ids of examples that models disagree about, neighbours in the table first: those worth a picture."""
     ids, standing = np.frombuffer(comparison.ids, "<u4"), _masks(comparison)
     chosen = np.zeros(len(ids), np.bool_)
-    for first, second in _neighbours_first(len(standing)):
-        for mine, other in ((first, second), (second, first)):
-            alone = standing[mine] & ~standing[other]
-            lacking = _EACH - int((alone & chosen).sum())
-            if lacking > 0:
-                chosen[np.flatnonzero(alone & ~chosen)[:lacking]] = True
+    for enough, mine, other in _neighbours_first(len(standing)):
+        alone = standing[mine] & ~standing[other]
+        lacking = min(enough - int((alone & chosen).sum()), _MOST_PICTURES - int(chosen.sum()))
+        if lacking > 0:
+            chosen[np.flatnonzero(alone & ~chosen)[:lacking]] = True
         if chosen.sum() >= _MOST_PICTURES:
             break
-    return [int(i) for i in ids[chosen]][:_MOST_PICTURES]
+    return ids[chosen].tolist()
 
 
-def _neighbours_first(count: int) -> Iterator[tuple[int, int]]:
-    yield from sorted(combinations(range(count), 2), key=lambda pair: (pair[1] - pair[0], pair[0]))
+def _neighbours_first(count: int) -> Iterator[tuple[int, int, int]]:
+    """Yield how many images are enough, and two models, the nearest in the table first, either one once in front."""
+    pairs = sorted(permutations(range(count), 2), key=lambda pair: (abs(pair[1] - pair[0]), min(pair), pair))
+    yield from ((enough, *pair) for enough in _EACH for pair in pairs)
 
 
 def _masks(comparison: Comparison) -> NDArray[np.bool_]:

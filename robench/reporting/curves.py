@@ -80,7 +80,7 @@ def histogram(
     """Return how often which values come up; `values` are at least one, finite and not negative."""
     end = _ceiling({"x": [float(values.max())]})
     counts, edges = np.histogram(values, bins=bins, range=(0.0, end))
-    top = _ceiling({"y": [float(counts.max())]})
+    top = 4 * math.ceil(_ceiling({"y": [float(counts.max())]}) / 4)  # ticks are whole images
     across, up = (WIDTH - LEFT - RIGHT) / end, (HEIGHT - TOP - BOTTOM) / top
     bars = tuple(
         Bar(LEFT + across * low, HEIGHT - BOTTOM - up * count, max(0.5, across * (high - low) - 1), up * count)

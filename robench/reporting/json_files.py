@@ -6,11 +6,11 @@ import json
 import math
 from typing import Any
 
-from robench.tables import Cell, Curves, Grid, Table
+from robench.tables import Cell, Grid, Table
 
 
 def table_json(table: Table) -> str:
-    """Return the table with its columns, rows, figures and remarks.
+    """Return the table with its columns, rows, grids and remarks; curves have files of their own.
 
     A row is an object with a cell for each column's key. Shares are in [0, 1], distances on the [0, 1] scale of pixels;
     what is not finite is the text "inf". `record` is the identity of the question that the number answers.
@@ -34,7 +34,7 @@ def table_json(table: Table) -> str:
             {column.key: cell_facts(cell) for column, cell in zip(table.columns, row, strict=True)}
             for row in table.rows
         ],
-        "figures": [_figure(figure) for figure in table.figures],
+        "grids": [_grid(figure) for figure in table.figures if isinstance(figure, Grid)],
         "remarks": table.remarks,
         "warnings": table.warnings,
         "reading": table.reading,
@@ -57,16 +57,16 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None or name == "value"}
 
 
-def _figure(figure: Grid | Curves) -> dict[str, Any]:
-    named = {"name": figure.name, "title": figure.title, "caption": figure.caption}
-    if isinstance(figure, Grid):
-        cells = [[cell_facts(cell) for cell in row] for row in figure.cells]
-        return {**named, "corner": figure.corner, "rows": figure.rows, "columns": figure.columns, "cells": cells}
-    curves = [
-        {"title": curve.title, "n": curve.n, "x": [*map(_exact, curve.x)], "y": [*map(_exact, curve.y)]}
-        for curve in figure.curves
-    ]
-    return {**named, "x_title": figure.x_title, "y_title": figure.y_title, "curves": curves}
+def _grid(grid: Grid) -> dict[str, Any]:
+    return {
+        "name": grid.name,
+        "title": grid.title,
+        "caption": grid.caption,
+        "corner": grid.corner,
+        "rows": grid.rows,
+        "columns": grid.columns,
+        "cells": [[cell_facts(cell) for cell in row] for row in grid.cells],
+    }
 
 
 def _exact(value: float | int | str | None) -> float | int | str | None:

@@ -148,6 +148,8 @@ class Site:
     def index(self, boards: Mapping[str, list[Table]]) -> str:
         """Return the page that lists all tables and models."""
         boards = {name: tables for name, tables in boards.items() if tables} or boards
+        # What most readers come for stands first.
+        boards = dict(sorted(boards.items(), key=lambda item: item[0] != "robustness"))
         summaries = {name: catalog.find("leaderboards", name).facts["summary"] for name in boards}
         return self._render(
             "index.html",

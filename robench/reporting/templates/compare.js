@@ -53,10 +53,11 @@
     get(id).hidden = false;
   }
 
-  function difference(value) {
+  // A bar to the side of the better model, over the largest difference of the table.
+  function difference(value, largest) {
     const points = Math.abs(value) < 0.05 ? "0.0" : `${value > 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}`;
     const bar = element("i", undefined, { class: `gap ${value > 0 ? "one" : "two"}`, "aria-hidden": "true" });
-    bar.style.setProperty("--gap", `${Math.min(50, Math.abs(value) / 2)}%`);
+    bar.style.setProperty("--gap", `${50 * Math.abs(value) / Math.max(largest, 1)}%`);
     const box = element("span", undefined, { class: "gapbox", "aria-hidden": "true" });
     box.append(bar);
     return [box, ` ${points}`];
@@ -136,13 +137,16 @@
     get("caution").textContent = notes.length ? `${notes.join(" ")} Fewer attacks make an easier test.` : "";
     get("caution").hidden = !notes.length;
 
-    fill("shares", ["Column, %", one.name, two.name, "Difference"], data.columns.map((title, i) => {
+    const gaps = data.columns.map((_, i) => one.shares[i] && two.shares[i] ? 100 * (one.shares[i][0] - two.shares[i][0]) : null);
+    const widest = Math.max(...gaps.map((gap) => Math.abs(gap ?? 0)));
+    fill("shares", ["Accuracy, %", one.name, two.name, "Difference"], data.columns.map((title, i) => {
       const cells = [one.shares[i], two.shares[i]];
-      return [title, share(cells[0]), share(cells[1]), cells[0] && cells[1] ? difference(100 * (cells[0][0] - cells[1][0])) : "–"];
+      return [title, share(cells[0]), share(cells[1]), gaps[i] === null ? "–" : difference(gaps[i], widest)];
     }));
     const byClass = [...classes].sort((a, b) => a[0] - b[0]);
+    const most = Math.max(...byClass.map(([, [n, , , x, y]]) => Math.abs(100 * (x - y) / n)));
     fill("classes", ["Class", "Images", `${one.name}, clean %`, `${two.name}, clean %`, `${one.name}, ${data.columns[0].toLowerCase()} %`, `${two.name}, ${data.columns[0].toLowerCase()} %`, "Difference"],
-      byClass.map(([label, [n, a, b, x, y]]) => [className(label), number(n), percent(a, n), percent(b, n), percent(x, n), percent(y, n), difference(100 * (x - y) / n)]));
+      byClass.map(([label, [n, a, b, x, y]]) => [className(label), number(n), percent(a, n), percent(b, n), percent(x, n), percent(y, n), difference(100 * (x - y) / n, most)]));
     show("first", one.name, alone[0]);
     show("second", two.name, alone[1]);
     get("missing").textContent = data.missing ?? "";

@@ -57,8 +57,7 @@ def test_json_holds_every_number() -> None:
     assert first["worst"] == {"value": 0.6666666667, "low": 0.5, "high": 0.75, "n": 30}
     assert first["nearest"] == {"value": "inf"}
     assert last["rank"] == {"value": None, "note": "not ranked: without pgd_20"}
-    assert found["figures"][0]["cells"] == [[{"value": 0.5, "n": 2}]]
-    assert found["figures"][1]["curves"] == [{"title": "a", "n": 2, "x": [0.0, "inf"], "y": [0.0, 1.0]}]
+    assert [grid["cells"] for grid in found["grids"]] == [[[{"value": 0.5, "n": 2}]]]
 
 
 def test_latex_prints_names_as_they_stand() -> None:
