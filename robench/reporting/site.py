@@ -50,6 +50,8 @@ FORMATS = ("html", *DOWNLOADS)
 
 #: A column of labels can be filtered by if it has so many different ones at most.
 _MOST_CHOICES = 16
+#: Rows of a grid on a page.
+_LONGEST_GRID = 240
 #: Evaluations of one model whose adversarial examples are shown.
 _GALLERIES = 4
 
@@ -171,6 +173,7 @@ class Site:
                 curves_chart=curves_chart,
                 downloads=self.downloads,
                 choices=_choices(table),
+                longest=_LONGEST_GRID,
             ),
             **self._figures(table),
         }

@@ -116,7 +116,7 @@ def test_more_steps_break_no_fewer_images():
 def test_leaderboards_come_out_byte_for_byte(tmp_path):
     names = list(catalog.plugins("leaderboards"))
     # The pages link to records and cards beside them, so they are written into a mirror of the checkout.
-    for part in ("reports/records", "reports/certificates", "reports/outcomes", "model_zoo"):
+    for part in ("reports/records", "reports/certificates", "reports/outcomes", "reports/pictures", "model_zoo"):
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / part).symlink_to(ROOT / part)
     out = tmp_path / "reports" / "leaderboards"
