@@ -42,7 +42,18 @@ from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import groups_of, possible_ranks, separated, wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Comparison, Grid, Table, competition_ranks, natural, proportion_cell
+from robench.tables import (
+    Cell,
+    Column,
+    Comparison,
+    Curve,
+    Curves,
+    Grid,
+    Table,
+    competition_ranks,
+    natural,
+    proportion_cell,
+)
 from robench.threat_model import fraction_text
 
 #: The diagnostics that follow from a record's rows; all others need a look at the model.
@@ -137,7 +148,10 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     grouped = spec.until is None
     places = standings([c.robust for c in ranked]) if grouped else []
     everybody = [*ranked, *others]
-    figures = [contributions(everybody, attacks, results)] if len(attacks) > 1 and contestants else []
+    figures: list[Grid | Curves] = (
+        [contributions(everybody, attacks, results)] if len(attacks) > 1 and contestants else []
+    )
+    figures += over_decay_length(everybody, attacks)
     figures += [history(former, group)] if former else []
     radius = fraction_text(spec.threat.epsilon)
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
@@ -385,6 +399,40 @@ def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str],
         columns=("breaks", "first", "alone"),
         cells=tuple(cells),
     )
+
+
+def over_decay_length(contestants: Sequence[Contestant], attacks: Mapping[str, str]) -> list[Curves]:
+    """Return accuracy over the decay length of correlated noise, where there is noise of several lengths.
+
+    That is figure 3 of Roth et al., arXiv:1805.08736.
+    """
+    drawn = []
+    for contestant in contestants:
+        points = sorted(
+            (float(s.record.spec.attack.parameters["decay_length"]), s.record.robust.value)
+            for key, s in contestant.answers.items()
+            if key in attacks and s.record.spec.attack.parameters.get("decay_length") is not None
+        )
+        if len(dict(points)) == len(points) > 1:
+            name = (
+                contestant.name if contestant.card or not contestant.note else f"{contestant.name} ({contestant.note})"
+            )
+            x, y = zip(*points, strict=True)
+            drawn.append(Curve(title=name, x=x, y=y, n=len(contestant.robust)))
+    if not drawn:
+        return []
+    return [
+        Curves(
+            name="decay-length",
+            title="Accuracy over decay length",
+            caption="Share of all images that are still correct after correlated noise, by how far the noise correlates",
+            x_title="decay length, pixels",
+            y_title="correct, %",
+            curves=tuple(drawn),
+            x_end=max(curve.x[-1] for curve in drawn),
+            linear=True,
+        )
+    ]
 
 
 def fallen(record: EvalRecord, examples: NDArray[np.int64], results: Results) -> NDArray[np.bool_]:

@@ -33,7 +33,7 @@ def pictured_examples(comparison: Comparison) -> list[int]:
             chosen[np.flatnonzero(alone & ~chosen)[:lacking]] = True
         if chosen.sum() >= _MOST_PICTURES:
             break
-    return ids[chosen].tolist()
+    return [int(i) for i in ids[chosen]]
 
 
 def _neighbours_first(count: int) -> Iterator[tuple[int, int, int]]:
