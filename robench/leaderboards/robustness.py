@@ -414,18 +414,16 @@ def over_decay_length(contestants: Sequence[Contestant], attacks: Mapping[str, s
             if key in attacks and s.record.spec.attack.parameters.get("decay_length") is not None
         )
         if len(dict(points)) == len(points) > 1:
-            name = (
-                contestant.name if contestant.card or not contestant.note else f"{contestant.name} ({contestant.note})"
-            )
+            title = contestant.name if contestant.card else " ".join(filter(None, (contestant.name, contestant.note)))
             x, y = zip(*points, strict=True)
-            drawn.append(Curve(title=name, x=x, y=y, n=len(contestant.robust)))
+            drawn.append(Curve(title=title, x=x, y=y, n=len(contestant.robust)))
     if not drawn:
         return []
     return [
         Curves(
             name="decay-length",
             title="Accuracy over decay length",
-            caption="Share of all images that are still correct after correlated noise, by how far the noise correlates",
+            caption="Share of all images that are still correct after noise, by how far the noise correlates",
             x_title="decay length, pixels",
             y_title="correct, %",
             curves=tuple(drawn),
