@@ -528,8 +528,10 @@ def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
     return record
 
 
-def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
+def publish(path: Path, data: bytes, *, replace: bool = True, durable: bool = True) -> bool:
     """Put `data` at `path`, whole or not at all; without `replace`, return False if a file is there.
+
+    What is not `durable` may be lost if the machine stops in the next seconds: for what is made again in seconds.
 
     Raises StorageError, one line that names the folder and the remedy.
     """
@@ -539,8 +541,9 @@ def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
         try:
             with temporary.open("xb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             if replace:
                 os.replace(temporary, path)
             else:

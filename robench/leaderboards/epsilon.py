@@ -43,7 +43,7 @@ class Contestant:
     card: StoredCard | None
     answers: Mapping[Fraction, StoredRecord]
     average: NDArray[np.float64]
-    """Of each example `(N,)`, over the epsilons that it was shown."""
+    """Of each example `(N,)`, over the epsilons of its answers."""
 
 
 def over_epsilon(results: Results) -> list[Table]:
@@ -83,6 +83,7 @@ def build_table(name: str, group: Sequence[StoredRecord], title: str, results: R
     contestants = sorted(contestants_of(group, results), key=lambda c: (-float(c.average.mean()), natural(c.name)))
     ranked = [c for c in contestants if len(c.answers) == len(epsilons)]
     others = sorted((c for c in contestants if c not in ranked), key=lambda c: natural(c.name))
+    drawn = [c for c in (*ranked, *others) if len(c.answers) > 1]
     ranks = competition_ranks(float(c.average.mean()) for c in ranked)
     what = spec.threat.norm if is_bounded(spec) else "noise"
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
@@ -96,7 +97,7 @@ def build_table(name: str, group: Sequence[StoredRecord], title: str, results: R
             *(row(c, epsilons, rank=None) for c in others),
         ),
         ranked_by="average",
-        figures=(curves([*ranked, *others], what, title),),
+        figures=(curves(drawn, what, title),) if drawn else (),
         reading=_READING,
     )
 
@@ -158,13 +159,10 @@ def row(contestant: Contestant, epsilons: Sequence[Fraction], *, rank: int | Non
     return (
         Cell(value=rank, note=f"not ranked: without epsilon {', '.join(missing)}" if missing else None),
         Cell(value=contestant.name, model=contestant.name if contestant.card else None, note=contestant.note),
-        Cell(
-            value=average,
-            low=max(0.0, low),
-            high=min(1.0, high),
-            n=len(contestant.average),
-            note=f"up to {fraction_text(max(own))}" if max(own) != epsilons[-1] else None,
-        ),
+        # An average over fewer epsilons is another one.
+        Cell(note="not at every epsilon")
+        if missing
+        else Cell(value=average, low=max(0.0, low), high=min(1.0, high), n=len(contestant.average)),
         proportion_cell(first.record.clean, record=first.path),
         *(
             proportion_cell(own[epsilon].record.robust, record=own[epsilon].path)

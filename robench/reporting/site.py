@@ -91,7 +91,7 @@ def write_leaderboards(
         for path, text in pictures.files().items():
             publish(path, text.encode())
     for path, text in pages.items():
-        publish(path, text.encode())
+        publish(path, text.encode(), durable=False)
     return list(pages)
 
 

@@ -34,7 +34,8 @@ def test_the_average_is_the_area_under_the_curve(store: Store) -> None:
     assert [row[1].value for row in table.rows] == ["a", "b", "c"]
     assert [row[0].value for row in table.rows] == [1, 2, None]
     assert rows["c"][0].note == "not ranked: without epsilon 0.3"
-    assert rows["c"][2].note == "up to 0.1"
+    assert (rows["c"][2].value, rows["c"][2].note) == (None, "not at every epsilon")
+    assert [curve.title for curve in table.figures[0].curves] == ["a", "b"]
     assert [cell.value for cell in rows["b"][4:]] == [0.6, 0.56]
     (figure,) = table.figures
     assert isinstance(figure, Curves)
