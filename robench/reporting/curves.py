@@ -26,7 +26,7 @@ class Line:
     title: str
     points: str
     last: str
-    """Its last value, as text."""
+    """A value to print beside its name, as text: mostly its last."""
 
 
 @dataclass(frozen=True)
@@ -171,16 +171,18 @@ def step_chart(curves: Curves) -> Chart:
 
     def points(curve: Curve) -> str:
         """Leave out what is nearer than half a unit to the point before: no drawing shows it."""
-        drawn, height = [(across(0.0), up(0.0))], up(0.0)
+        height = up(curve.y[0]) if curve.x and curve.x[0] == 0 else up(0.0)
+        drawn = [(across(0.0), height)]
         for x, y in zip(curve.x, curve.y, strict=True):
             place = across(min(x, end))
-            if x <= end and (place - drawn[-1][0] >= 0.5 or height - up(y) >= 0.5):
+            if x <= end and (place - drawn[-1][0] >= 0.5 or abs(height - up(y)) >= 0.5):
                 drawn += [(place, height), (place, up(y))]
                 height = up(y)
         drawn.append((across(end), height))
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
 
-    lines = tuple(Line(c.title, points(c), f"{100 * c.y[-1]:.4g} %" if c.y else "") for c in curves.curves)
+    # The share that a reader looks for: what a rising curve comes to, what a falling one comes from.
+    lines = tuple(Line(c.title, points(c), f"{100 * max(c.y):.4g} %" if c.y else "") for c in curves.curves)
     ticks = [end * i / 4 for i in range(5)]
     return Chart(
         curves.title,

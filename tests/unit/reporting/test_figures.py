@@ -166,3 +166,17 @@ print(*{{"torch", "pandas", "scipy", "statsmodels", "sklearn", "pyarrow.dataset"
         [sys.executable, "-c", code], env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_a_falling_curve_falls_to_its_end() -> None:
+    """Certified accuracy starts where it starts, not at 0, and its last step down is drawn."""
+    curve = Curve(title="a", x=(0.0, 0.6, 0.6001), y=(0.9, 0.85, 0.0), n=20)
+    chart = step_chart(
+        Curves(name="c", title="c", caption="c", x_title="x", y_title="y", curves=(curve,), x_end=0.6001)
+    )
+    (line,) = chart.lines
+    places = [tuple(map(float, point.split(","))) for point in line.points.split()]
+    up = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * np.array([0.9, 0.85, 0.0])
+    assert places[0] == (LEFT, pytest.approx(up[0], abs=0.06))
+    assert places[-1][1] == pytest.approx(up[2], abs=0.06)
+    assert line.last == "90 %"
