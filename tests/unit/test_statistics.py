@@ -124,6 +124,8 @@ def test_holm_is_that_of_statsmodels() -> None:
         p = random.random(n) ** 4
         expected = multipletests(p, alpha=0.05, method="holm")[0] if n else np.zeros(0, bool)
         assert holm(p).tolist() == expected.tolist()
+    # The second is kept, so the third, which alone would pass its own bound, is kept, too.
+    assert holm(np.array([0.01, 0.03, 0.04])).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -162,6 +164,17 @@ def test_groups_are_those_of_brute_force(seed: int) -> None:
         above = [m for m in range(8) if apart[model, m] and right[m].sum() > right[model].sum()]
         below = [m for m in range(8) if apart[model, m] and right[m].sum() < right[model].sum()]
         assert (best, worst) == (1 + len(above), 8 - len(below))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_of_models_in_no_order(seed: int) -> None:
+    """Any pairs may be apart, not only those that are far from each other in the table."""
+    random = np.random.default_rng(seed)
+    apart = np.triu(random.random((7, 7)) < 0.5, 1)
+    apart |= apart.T
+    groups = groups_of(apart)
+    for i, j in combinations(range(7), 2):
+        assert bool(set(groups[i]) & set(groups[j])) != apart[i, j], (i, j)
 
 
 def test_groups_of_few_models() -> None:
