@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -94,18 +95,22 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"]))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = self._send(method, parameters)
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, (method, answer["error"])
+                result: dict[str, Any] = answer["result"]
+                return result
+            self._listen(answer)
+
+    def _send(self, method: str, parameters: dict[str, Any]) -> int:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, (method, answer["error"])
-                result: dict[str, Any] = answer["result"]
-                return result
-            self._listen(answer)
+        return self._number
 
     def _listen(self, event: dict[str, Any]) -> None:
         method, facts = event.get("method"), event.get("params", {})
@@ -113,11 +118,17 @@ class Browser:
             self.complaints.append(str(facts["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and facts["type"] in {"error", "warning", "assert"}:
             self.complaints.append(str(facts["args"]))
+        elif method == "Page.javascriptDialogOpening":
+            # A page that asks something waits for the answer, and nobody is there to give it.
+            self.complaints.append(f"a dialog: {facts['message']}")
+            self._send("Page.handleJavaScriptDialog", {"accept": False})
         elif method == "Log.entryAdded" and facts["entry"]["level"] in {"error", "warning"}:
             self.complaints.append(str(facts["entry"]))
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], 60)
+            assert ready, "the browser has said nothing for a minute"
             part = os.read(self._read, 1 << 16)
             assert part, "the browser ended"
             self._buffer += part

@@ -29,9 +29,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(root)
     for model, robust in MODELS.items():
         for attack in ("fgsm", "pgd-20"):
-            robust += attack == "fgsm"
+            count = robust + (attack == "fgsm")
             # Gamma is right on images that others get wrong.
-            put(store, spec(model, attack), ~first_of(50, 50 - robust) if model == "gamma" else first_of(50, robust))
+            put(store, spec(model, attack), ~first_of(50, 50 - count) if model == "gamma" else first_of(50, count))
     put(store, spec("delta", "fgsm"), first_of(50, 50))
     put(store, spec("alpha", "fgsm", threat="Linf@0.1"), first_of(50, 48))
     card(root.parent / "zoo" / "alpha", "alpha")
