@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import html
+import re
 
 import numpy as np
 import pytest
@@ -111,6 +113,15 @@ def test_more_steps_break_no_fewer_images():
         by_model.setdefault(record.spec.model.id, {})[record.spec.attack.name] = record.robust.successes
     for broken in by_model.values():
         assert broken["fgsm"] >= broken["pgd-20"] >= broken["pgd-40"]
+
+
+def test_three_lines_of_a_model_page_load_it():
+    page = (ROOT / "reports" / "leaderboards" / "models" / "mnist-pgd.html").read_text()
+    lines = html.unescape(re.search(r"<h2>Load it</h2>\s*<pre><code>(.*?)</code>", page, re.DOTALL)[1])
+    assert lines.count("\n") == 2
+    names = {}
+    exec(lines, names)
+    assert names["model"](torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_leaderboards_come_out_byte_for_byte(tmp_path):
