@@ -154,7 +154,7 @@ def share(hits: np.ndarray) -> Proportion:
 
 
 def opened(pages: list[Path]) -> list[tuple[Path, float]]:
-    """Return how long each page takes from the click to the end of loading; nothing without a browser."""
+    """Return how long each page takes from the click to the end of loading, the best of three; nothing without a browser."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from chromium import Browser, find_chromium
 
@@ -164,9 +164,12 @@ def opened(pages: list[Path]) -> list[tuple[Path, float]]:
     found = []
     with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
         for page in pages:
-            browser.open(page)
-            timing = "JSON.stringify(performance.getEntriesByType('navigation')[0])"
-            found.append((page, json.loads(browser.value(timing))["loadEventEnd"] / 1000))
+            times = []
+            for _ in range(3):
+                browser.open(page)
+                timing = "JSON.stringify(performance.getEntriesByType('navigation')[0])"
+                times.append(json.loads(browser.value(timing))["loadEventEnd"] / 1000)
+            found.append((page, min(times)))
     return found
 
 
