@@ -154,7 +154,7 @@ def share(hits: np.ndarray) -> Proportion:
 
 
 def opened(pages: list[Path]) -> list[tuple[Path, float]]:
-    """Return how long each page takes from the click to the end of loading, the best of three; nothing without a browser."""
+    """Return how long each page takes from the click to the end of loading, best of three; none without a browser."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from chromium import Browser, find_chromium
 
