@@ -64,6 +64,7 @@ SUPPLIED = frozenset(
         "progress",
         "learning_rate",
         "teacher",
+        "new_network",
         "num_rounds",
         "base",
         "num_classes",
@@ -209,6 +210,8 @@ class DatasetEntry:
     """How many of the training images, from the end of their stated order, are the validation split."""
     threats: tuple[str, ...]
     """Threat models under which the field reports this data set; the first is the default."""
+    images: Mapping[str, int] = field(default_factory=dict)
+    """How many its files hold, `train` (validation included) and `test`, where that is known without reading them."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -243,6 +246,8 @@ KINDS: dict[str, Kind] = {
     "leaderboards": Kind("leaderboards", "leaderboard", "LeaderboardEntry", "build"),
     "recipes": Kind("recipes", "recipe"),
     "suites": Kind("suites", "suite"),
+    "tables": Kind("leaderboards", "paper table"),
+    "papers": Kind("papers", "paper"),
 }
 
 

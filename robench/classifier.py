@@ -31,6 +31,8 @@ LOGIT_TOLERANCE = 1e-3
 class Normalize(nn.Module):
     """The layer `(images - mean) / std`, per channel."""
 
+    standardizes = True
+    """That its output is the images on another scale: a defense may differentiate by that."""
     mean: Tensor
     std: Tensor
 
@@ -58,11 +60,12 @@ class Classifier(nn.Module):
     ) -> None:
         """Wrap `network` as it is, flags included; `input_shape` is (channels, height, width)."""
         super().__init__()
+        # In the order in which they run: the last module is the network's last layer.
+        self.normalize = nn.Identity() if normalization is None else Normalize(normalization)
         self.network = network
         self.input_shape = input_shape
         self.num_classes = num_classes
         self.normalization = normalization
-        self.normalize = nn.Identity() if normalization is None else Normalize(normalization)
         self.training = self.normalize.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:

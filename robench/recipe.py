@@ -192,6 +192,8 @@ class Recipe(Value):
     rounds: PositiveInt = 1
     """How often all epochs are gone through, each time to learn from the model that came out before: weights (unless
     `start` is named), optimiser, schedule, average and selection begin anew."""
+    train_examples: PositiveInt | None = None
+    """How many of the train split are learned from: the first of its fixed shuffle; None: all."""
     batch_size: PositiveInt
     accumulate: PositiveInt = 1
     """Parts of a batch that are evaluated one after the other, which takes so much less memory: a step goes along the
@@ -346,8 +348,9 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """Return the recipe with `KEY=VALUE` settings applied, each typed by its field.
 
     `optimizer.lr=2/255`, `threat=none`, `schedule.milestones=[30, 40]`, `defense.steps=10` (short for
-    `defense.parameters.steps=10`). Changing a `name` drops what belongs to the former choice alone. Fewer epochs than
-    the recipe's are said in `scale`. Raises UserError for a wrong key or value, naming the nearest key.
+    `defense.parameters.steps=10`). Changing a `name` drops what belongs to the former choice alone. Fewer epochs
+    or training images than the recipe's are said in `scale`. Raises UserError for a wrong key or value, naming the
+    nearest key.
     """
     values = recipe.model_dump(mode="json")
     for setting in settings:
@@ -361,6 +364,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         for unit in ("rounds", "epochs")
         if getattr(changed, unit) < getattr(recipe, unit)
     ]
+    if changed.train_examples is not None and changed.train_examples != recipe.train_examples:
+        less.append(f"{changed.train_examples:,} training images")
     if less and changed.scale == recipe.scale:
         note = ", ".join(less)
         return changed.model_copy(update={"scale": f"{note}; {recipe.scale}" if recipe.scale else note})
@@ -393,6 +398,8 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
         raise UserError(f"--set {'.'.join(path)}: {group} is a single value; write {group}=VALUE")
     if group in {"architecture", "defense"} and rest[0] not in Configured.model_fields:
         rest = ["parameters", *rest]
+    if rest == ["name"] and value is None:
+        value = "none"  # no plugin's name is absent, but one augmentation is called so
     target = dict(values[group] or {})
     if rest == ["name"] and value != target.get("name"):
         target = _kept(group, target, value)

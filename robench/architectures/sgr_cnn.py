@@ -17,6 +17,8 @@ class PerImageStandardization(nn.Module):
     a constant image becomes 0.
     """
 
+    standardizes = True
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the standardised images, in the shape given."""
         centred = images - images.mean(dim=(1, 2, 3), keepdim=True)

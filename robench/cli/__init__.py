@@ -19,6 +19,7 @@ from robench.cli import (
     evaluating,
     importing,
     ranking,
+    reproducing,
     training,
     transferring,
     verifying,
@@ -40,6 +41,7 @@ app.command("train")(training.train)
 app.command("eval")(evaluating.evaluate)
 app.command("transfer")(transferring.transfer)
 app.command("verify")(verifying.verify)
+app.command("reproduce")(reproducing.reproduce)
 app.command("leaderboard")(ranking.leaderboard)
 app.command("demo")(demonstrating.demo)
 app.command("list")(browsing.list_catalog)
@@ -72,7 +74,8 @@ def run(arguments: list[str]) -> int:
             raise
         return _say(f"cannot use {error.filename}: {error.strerror}; choose another folder or file", 2)
     if status == _INTERRUPTED:
-        goes_on = "add --resume to go on" if arguments[:1] == ["train"] else "the same command goes on from there"
+        one_model = arguments[:1] == ["train"] and "--table" not in arguments
+        goes_on = "add --resume to go on" if one_model else "the same command goes on from there"
         return _say(f"interrupted; what was finished is kept, {goes_on}", status)
     return status
 

@@ -30,6 +30,8 @@ class Listing(StrEnum):
     DEFENSES = "defenses"
     SUITES = "suites"
     LEADERBOARDS = "leaderboards"
+    TABLES = "tables"
+    PAPERS = "papers"
 
 
 def list_catalog(

@@ -22,13 +22,17 @@ def check(texts: Sequence[str], *, sigma: float, idle: Mapping[str, bool]) -> No
     `idle` says which options were given that no certificate follows, where nothing else does, either.
     """
     if texts and (unused := [option for option, given in idle.items() if given]):
-        raise UserError(f"{unused[0]} is for attacks and changes no certificate; leave it out, or add --attack NAME")
+        raise UserError(f"{unused[0]} changes nothing about {', '.join(texts)}; leave it out, or add --attack NAME")
     for text in texts:
-        name = text.partition(":")[0].strip()
-        wants = "sigma" in catalog.find("certificates", name).parameters
-        if wants and not sigma and "sigma=" not in text:
+        if takes_noise(text) and not sigma and "sigma=" not in text:
+            name = text.partition(":")[0].strip()
             raise UserError(f"certificate {name} needs the noise that smooths the model: add --sigma 0.25")
         planning.identify_certificate(text, sigma=sigma)
+
+
+def takes_noise(text: str) -> bool:
+    """Tell whether a certificate as typed is about a model under noise."""
+    return "sigma" in catalog.find("certificates", text.partition(":")[0].strip()).parameters
 
 
 def questions(job: Job, texts: Sequence[str], options: Options, *, sigma: float) -> list[CertificateSpec]:
@@ -64,9 +68,10 @@ def run(
         model = evaluating.checked_model(job, options)
         execution = Execution(
             device=device,
-            provenance=lambda: provenance(device, command_line()),
+            provenance=lambda: provenance(device, command_line(), compiled=how.compile_search),
             batch_size=how.batch_size,
             shard_size=how.shard_size,
+            compile_search=how.compile_search,
         )
         known = Certifier(model, job.images, store=store, execution=execution).answer(specs, job.ids)
     check_soundness(known, store)

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
+from robench.datasets import ImageSet
 from robench.errors import UnknownName, UserError
+from robench.records import Examples
 from robench.workspace import Workspace
 
 
+def write_all(place: Workspace) -> list[Path]:
+    """Write all leaderboards and all papers' pages; return the files."""
+    from robench.registry import cards
+    from robench.reporting import write_leaderboards
+    from robench.store import Store
+
+    boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
+    folder = place.reports / "leaderboards"
+    images = functools.partial(_images, place)
+    return write_leaderboards(boards, Store(place.reports), cards(place), folder, open_images=images, of_papers=papers)
+
+
+def _images(place: Workspace, examples: Examples) -> ImageSet:
+    """Return the images that pages show pictures of."""
+    from robench.datasets import open_split
+
+    return open_split(examples.dataset, examples.split, place)
+
+
 def leaderboard(
-    table: Annotated[list[str] | None, typer.Argument(help="Names of leaderboards (default: all).")] = None,
+    table: Annotated[
+        list[str] | None, typer.Argument(help="Names of leaderboards or of papers' tables, atent-2 say (default: all).")
+    ] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", help="html, csv, json or latex; may be given again (default: all)."),
@@ -21,33 +46,39 @@ def leaderboard(
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the leaderboards as a site and as CSV, JSON and LaTeX from the stored records.
+    """Write the leaderboards and the papers' tables as HTML and CSV from the stored records.
 
-    Example: robench leaderboard robustness --format latex
+    Example: robench leaderboard robustness
     """
-    from robench.datasets import ImageSet, open_split
-    from robench.records import Examples
     from robench.registry import cards
-    from robench.reporting import FORMATS, write_leaderboards
+    from robench.reporting import FORMATS, write_latex, write_leaderboards
     from robench.store import Store
 
-    place = Workspace.locate(workspace)
-    names = table or list(catalog.plugins("leaderboards"))
-    for name in names:
-        catalog.find("leaderboards", name)
     for asked in formats or ():
         if asked not in FORMATS:
             raise UnknownName("format", asked, FORMATS)
-    if not any(place.reports.glob("records/*/*.json")) and not any(place.reports.glob("certificates/*/*.json")):
+    place = Workspace.locate(workspace)
+    boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
+    for name in table or ():
+        if name not in {*boards, *papers}:
+            raise UnknownName("leaderboard", name, {*boards, *papers})
+    tables = [name for name in table or papers if name in papers]
+    names = [name for name in table or boards if name in boards]
+    own = any(place.reports.glob("records/*/*.json")) or any(place.reports.glob("certificates/*/*.json"))
+    if names and (set(formats or FORMATS) != {"latex"} or not tables) and not own:
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
-    out_dir = place.reports / "leaderboards"
-
-    def images(examples: Examples) -> ImageSet:
-        return open_split(examples.dataset, examples.split, place)
-
+    store, folder = Store(place.reports), place.reports / "leaderboards"
     written = write_leaderboards(
-        names, Store(place.reports), cards(place), out_dir, formats=formats or FORMATS, open_images=images
+        names,
+        store,
+        cards(place),
+        folder,
+        formats=formats or FORMATS,
+        open_images=functools.partial(_images, place),
+        of_papers=tables,
     )
+    if formats and "latex" in formats:
+        written += write_latex(tables, store, cards(place), folder)
     if json_output:
         print_json([str(path) for path in written])
         return

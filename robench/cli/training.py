@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from robench.cli import reproducing
 from robench.cli.browsing import model_summary
 from robench.cli.options import (
     DataRootOption,
@@ -25,7 +26,7 @@ from robench.workspace import Workspace
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a .toml file.")],
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or a .toml file.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one value: epochs=3, optimizer.lr=0.01, defense.steps=7. Repeatable."),
@@ -37,6 +38,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and check everything; train nothing.")
     ] = False,
+    table: Annotated[
+        str | None, typer.Option("--table", help="Instead of a recipe: all models of a paper's table, atent-2 say.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Of a table: paper, or reduced or smoke as its file says.")
+    ] = None,
     device: DeviceOption = "auto",
     precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
     workspace: WorkspaceOption = None,
@@ -47,6 +54,14 @@ def train(
 
     Example: robench train mnist-pgd --set epochs=2 --out my-first-model
     """
+    if table is not None or recipe is None:
+        one_model = {"--set": settings, "--out": out, "--restart": restart, "a recipe": recipe}
+        place = Workspace.locate(workspace, data_root)
+        doing = reproducing.Doing(place, device, precision, quiet=json_output)
+        reproducing.train_command(table, scale or "paper", doing, one_model, replace_models=replace, dry_run=dry_run)
+        return
+    if scale is not None:
+        raise UserError(f"--scale {scale} is of a table; add --table NAME, or change the recipe with --set")
     if precision not in {"fp32", "tf32", "bf16"}:
         raise UserError(f"--precision {precision!r} is unknown; write fp32, tf32 or bf16")
     if resume and restart:

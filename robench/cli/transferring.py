@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -96,15 +96,15 @@ def transfer(
     jobs = evaluating.prepare_together(names, options)
     store = Store(options.workspace.reports)
     targets = jobs[: len(dict.fromkeys(model))]
-    entries = [
-        TransferSpec(source=spec, target=target.identity) for target in targets for job in jobs for spec in job.specs
-    ]
-    missing = [entry for entry in entries if store.find_transfer(entry) is None]
-    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=json_output)
-    needed = [job for job in jobs if any(entry.source in job.specs for entry in missing)]
-    made = [record for job in needed for record in evaluating.run(job, options, store, how)]
-    if missing:
-        _classify(targets, jobs, made, options=options, store=store)
+    pairs = [(target.identity.id, job.identity.id) for target in targets for job in jobs]
+    entries = fill(
+        {job.identity.id: job for job in jobs},
+        pairs,
+        options=options,
+        store=store,
+        batch_size=batch_size,
+        quiet=json_output,
+    )
     found = [record for entry in entries if (record := store.find_transfer(entry))]
     if json_output:
         print_json([{"identity": r.spec.identity, **r.model_dump(mode="json")} for r in found])
@@ -112,6 +112,35 @@ def transfer(
     _print_matrices(found)
     _print_hints([spec for job in jobs for spec in job.specs])
     ranking.leaderboard(None, workspace=options.workspace.root)
+
+
+def fill(
+    jobs: Mapping[str, evaluating.Job],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    options: evaluating.Options,
+    store: Store,
+    batch_size: int | None = None,
+    quiet: bool = False,
+) -> list[TransferSpec]:
+    """Make and classify what is missing of these pairs (target, source); return the questions of all of them.
+
+    `jobs` are the models by name, all planned with the same `options`.
+    """
+    entries = [
+        TransferSpec(source=spec, target=jobs[target].identity)
+        for target, source in pairs
+        for spec in jobs[source].specs
+    ]
+    missing = [entry for entry in entries if store.find_transfer(entry) is None]
+    if not missing:
+        return entries
+    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=quiet)
+    needed = [job for job in jobs.values() if any(entry.source in job.specs for entry in missing)]
+    made = [record for job in needed for record in evaluating.run(job, options, store, how)]
+    targets = [job for job in jobs.values() if any(entry.target == job.identity for entry in missing)]
+    _classify(targets, list(jobs.values()), made, options=options, store=store)
+    return entries
 
 
 def _classify(

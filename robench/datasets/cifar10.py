@@ -66,5 +66,6 @@ ENTRY = DatasetEntry(
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     image_shape=(3, 32, 32),
     held_out=2000,
+    images={"train": 50000, "test": 10000},
     threats=("Linf@8/255", "L2@0.5"),
 )

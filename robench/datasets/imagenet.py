@@ -32,5 +32,6 @@ ENTRY = DatasetEntry(
     classes=(),  # the folders' names
     image_shape=(3, 224, 224),
     held_out=10000,
+    images={"train": 1281167, "test": 50000},
     threats=("Linf@4/255", "L2@3"),
 )

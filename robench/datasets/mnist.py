@@ -61,5 +61,6 @@ ENTRY = DatasetEntry(
     classes=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
     image_shape=(1, 28, 28),
     held_out=2000,
+    images={"train": 60000, "test": 10000},
     threats=("Linf@0.3", "L2@2"),
 )

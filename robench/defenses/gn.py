@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robench.catalog import DefenseEntry, NonNegativeFloat
 from robench.defenses import LossParts, View, seen
+from robench.errors import UserError
 from robench.random_streams import RandomStream
 
 
@@ -24,6 +25,7 @@ def gn(
     base: LossParts,
     strength: NonNegativeFloat = 1.0,
     at: Literal["clean", "adversarial"] = "clean",
+    gradient_by: Literal["pixels", "standardized"] = "pixels",
 ) -> LossParts:
     """Return `strength` times half the squared norm of the gradient of log phi_y by the image, averaged over the batch.
 
@@ -36,8 +38,10 @@ def gn(
         base: what the objective evaluated.
         strength: lambda of equation (11); a variance on the [0, 1] scale of pixels.
         at: where the gradient is taken.
+        gradient_by: by the `pixels` in [0, 1], or by what the network standardises them to (at the price of a pass).
     """
-    gradient = gradient_of_log_likelihood(seen(base, at, model, images), labels)
+    view = seen(base, at, model, images)
+    gradient = gradient_of_log_likelihood(view if gradient_by == "pixels" else standardized(model, view.images), labels)
     loss = strength * 0.5 * gradient.square().flatten(1).sum(1).mean()
     return LossParts(loss, {"gn_loss": loss.detach()})
 
@@ -53,11 +57,32 @@ def gradient_of_log_likelihood(view: View, labels: Tensor) -> Tensor:
     return gradient
 
 
+def standardized(model: nn.Module, images: Tensor) -> View:
+    """Evaluate `images` once more; return them as the network's last standardising layer hands them on.
+
+    Raises UserError where the network has none.
+    """
+    handed_on: list[Tensor] = []
+    layers = [layer for layer in model.modules() if getattr(layer, "standardizes", False)]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: handed_on.append(output)) for layer in layers]
+    try:
+        logits = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not handed_on:
+        raise UserError(
+            "gradient_by = standardized, but the network standardises nothing; give the recipe a normalization, take "
+            "architecture sgr_cnn, or gradient_by=pixels"
+        )
+    return View(handed_on[-1], logits)
+
+
 ENTRY = DefenseEntry(
     name="gn",
     objective=gn,
     summary="penalty on the squared norm of the loss's gradient by the image",
-    source="Roth, Lucchi, Nowozin, Hofmann, arXiv:1805.08736, section 4.1: equation (11) with the identity",
+    source="Roth, Lucchi, Nowozin, Hofmann, 2018, arXiv:1805.08736, section 4.1: equation (11) with the identity",
     role="regularizer",
     differentiates_images=True,
     passes="2",

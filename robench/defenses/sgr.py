@@ -32,7 +32,7 @@ from robench.defenses._covariance import (
     positive_part,
     transfer_function,
 )
-from robench.defenses.gn import gradient_of_log_likelihood
+from robench.defenses.gn import gradient_of_log_likelihood, standardized
 from robench.errors import UserError
 from robench.random_streams import RandomStream
 from robench.threat_model import ThreatModel
@@ -55,6 +55,7 @@ class StructuredGradientRegularization:
         cov_scale: Literal["unit_diag", "data_diag", "none"] = "unit_diag",
         psd: Literal["clip_spectrum", "none"] = "clip_spectrum",
         at: Literal["clean", "adversarial"] = "clean",
+        gradient_by: Literal["pixels", "standardized"] = "pixels",
         epsilon: PositiveFloat | None = None,
         steps: PositiveInt = 10,
         step_size: PositiveFloat | None = None,
@@ -76,6 +77,8 @@ class StructuredGradientRegularization:
             psd: `clip_spectrum` leaves out the negative eigenvalues that rounded displacements bring into a covariance
                 function; `none` keeps them, and the penalty can be negative. A full matrix has none.
             at: where the gradient is taken.
+            gradient_by: by the `pixels` in [0, 1], on whose scale attacks live; or by what the network standardises
+                them to, as the paper may be read, too (at the price of a pass).
             epsilon: radius of the ball for `fgsm` and `pgd`.
             steps: of `pgd`.
             step_size: of `pgd`, on the [0, 1] scale; None: 2.5 epsilon / steps.
@@ -92,7 +95,7 @@ class StructuredGradientRegularization:
             )
         if perturbation != "pgd" and step_size is not None:
             raise UserError(f"sgr: step_size = {step_size} belongs to perturbation=pgd, not to {perturbation}")
-        self.strength, self.at = strength, at
+        self.strength, self.at, self.gradient_by = strength, at, gradient_by
         self.perturbation, self.steps, self.step_size = perturbation, steps, step_size
         self.threat = None if epsilon is None else ThreatModel.parse(f"Linf@{epsilon}")
         self.form, self.cov_scale, self.psd = form, cov_scale, psd
@@ -115,10 +118,11 @@ class StructuredGradientRegularization:
     ) -> LossParts:
         """Return lambda / 2 g^T Sigma g averaged over the batch: equation (11)."""
         view = seen(base, self.at, model, images)
-        gradient = gradient_of_log_likelihood(view, labels)
+        point = view if self.gradient_by == "pixels" else standardized(model, view.images)
+        gradient = gradient_of_log_likelihood(point, labels)
         with torch.autocast(images.device.type, enabled=False):
             if self.step % self.refresh == 0 or self.covariance is None:
-                self._average(self._estimate(self._perturbations(model, view, gradient.detach(), random), view.images))
+                self._average(self._estimate(self._perturbations(model, view, gradient.detach(), random), point.images))
             self.step += 1
             quadratic = 0.5 * (gradient * self._product(gradient)).flatten(1).sum(1)
         loss = self.strength * quadratic.mean()
@@ -230,7 +234,7 @@ ENTRY = DefenseEntry(
     name="sgr",
     objective=StructuredGradientRegularization,
     summary="penalty on the loss's gradient in the directions that its own perturbations take",
-    source="Roth, Lucchi, Nowozin, Hofmann, arXiv:1805.08736, equation (11), section 3.3 and Algorithm 1",
+    source="Roth, Lucchi, Nowozin, Hofmann, 2018, arXiv:1805.08736, equation (11), section 3.3 and Algorithm 1",
     role="regularizer",
     differentiates_images=True,
     passes="2",

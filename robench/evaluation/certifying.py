@@ -16,6 +16,7 @@ from torch import nn
 from robench import catalog
 from robench.certification import NOISE_CHUNK, NoisyModel
 from robench.classifier import Classifier, give_back_buffers, keep_large_buffers, search_copy, tensor_float32
+from robench.compilation import compiled
 from robench.datasets import ImageSet
 from robench.errors import EvaluationFailed, RobenchError
 from robench.evaluation.campaign import Execution
@@ -40,7 +41,7 @@ class Certifier:
         self.device = execution.device
         self.plain = model
         self.batch_size = execution.batch_size
-        self._evaluated: dict[Precision, nn.Module] = {}
+        self._evaluated: dict[tuple[Precision, bool], nn.Module] = {}
 
     def answer(self, specs: Sequence[CertificateSpec], ids: NDArray[np.int64]) -> list[CertificateRecord]:
         """Answer all questions on these examples, in order; raise EvaluationFailed where the model gives no answer."""
@@ -68,14 +69,20 @@ class Certifier:
         give_back_buffers()
         return record
 
-    def _model(self, precision: Precision) -> nn.Module:
+    def _model(self, spec: CertificateSpec) -> nn.Module:
         """Return the function that is evaluated, and so certified: the model in the form that attacks search.
 
-        It equals the plain model up to rounding in this precision: batch norms are folded, layers have cheaper forms.
+        It equals the plain model up to rounding in this precision: batch norms are folded, layers have cheaper forms,
+        or are compiled. A certificate that differentiates is not compiled.
         """
-        if precision not in self._evaluated:
-            self._evaluated[precision] = search_copy(self.plain, precision=precision, device=self.device)
-        return self._evaluated[precision]
+        key = spec.precision, self.execution.compile_search and not _differentiates(spec)
+        if key not in self._evaluated:
+            precision, compile_it = key
+            # The compiler knows no layers but torch's own.
+            search = search_copy(self.plain, precision=precision, device=self.device, cheap_layers=not compile_it)
+            shape = self.images.image_shape
+            self._evaluated[key] = compiled(search, input_shape=shape, device=self.device) if compile_it else search
+        return self._evaluated[key]
 
     def _shard(self, spec: CertificateSpec, ids: NDArray[np.int64]) -> tuple[Rows, Cost]:
         started = time.perf_counter()
@@ -83,7 +90,7 @@ class Certifier:
         dtype = torch.float64 if spec.precision == "fp64" else torch.float32
         images = torch.from_numpy(self.images.read(ids)).to(self.device).to(dtype) / 255
         labels = torch.from_numpy(self.images.labels[ids]).to(self.device)
-        model = self._model(spec.precision)
+        model = self._model(spec)
         with torch.no_grad(), tensor_float32(allowed=spec.precision == "tf32"):
             if self.batch_size is None:
                 self.batch_size = self._fastest_batch_size(model, images)
@@ -111,7 +118,7 @@ class Certifier:
             "premise_gap": nothing.astype(np.float64) if found.premise_gap is None else found.premise_gap,
         }
         rows = {name: np.asarray(columns[name]).astype(kind) for name, kind in CERTIFICATE_COLUMNS.items()}
-        backward = len(ids) * len(self.images.classes) if spec.certificate.entry == "effective-margin" else 0
+        backward = len(ids) * len(self.images.classes) if _differentiates(spec) else 0
         cost = Cost(
             forward_passes=asked.passes - backward, backward_passes=backward, seconds=time.perf_counter() - started
         )
@@ -137,6 +144,10 @@ class Certifier:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
+
+
+def _differentiates(spec: CertificateSpec) -> bool:
+    return "sigma" not in spec.certificate.parameters
 
 
 def record_of(spec: CertificateSpec, rows: Rows, *, cost: Cost, provenance: Provenance) -> CertificateRecord:

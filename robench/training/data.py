@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.datasets import ImageSet
+from robench.datasets import ImageSet, fixed_shuffle
+from robench.errors import UserError
 from robench.random_streams import RandomStream
 
 #: Batches that are read ahead of the step that uses them, where reading decodes files.
@@ -24,18 +25,29 @@ def as_floats(images: Tensor) -> Tensor:
 class Pixels:
     """The pixels of one split: small data sets live on the device as uint8, others are read as they are needed."""
 
-    def __init__(self, image_set: ImageSet, device: torch.device) -> None:
-        """Copy an in-memory set to `device` once."""
+    def __init__(self, image_set: ImageSet, device: torch.device, *, count: int | None = None) -> None:
+        """Copy an in-memory set to `device` once; `count` keeps to the first of its fixed shuffle, None to all.
+
+        Raises UserError for a count above the set's size.
+        """
+        if count is not None and count > len(image_set):
+            raise UserError(f"train_examples = {count} is more than the {len(image_set)} images that there are")
+        self.chosen = None if count is None else torch.from_numpy(np.sort(fixed_shuffle(len(image_set))[:count]))
         self.image_set, self.device = image_set, device
         self.labels = torch.from_numpy(np.asarray(image_set.labels)).to(device)
         everything = np.arange(len(image_set), dtype=np.int64)
         self.resident = torch.from_numpy(image_set.read(everything)).to(device) if image_set.in_memory else None
 
     def __len__(self) -> int:
-        return len(self.image_set)
+        return len(self.image_set if self.chosen is None else self.chosen)
 
     def batches(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (ids, uint8 images) on the device for each tensor of ids (CPU, int64), in order."""
+        """Yield (ids, uint8 images) on the device for each tensor of positions (CPU, int64), in order.
+
+        Positions count the images that are learned from; ids are the examples' own, whatever is chosen of them.
+        """
+        if self.chosen is not None:
+            batches = [self.chosen[batch] for batch in batches]
         if self.resident is not None:
             for batch in batches:
                 ids = batch.to(self.device, non_blocking=True)

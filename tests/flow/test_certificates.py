@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from torch import nn
 
+from robench.evaluation import certifying
 from robench.store import Store
 
 EVAL = ("eval", "--model", "tiny", "--device", "cpu", "--examples", "12", "--sigma", "0.1")
@@ -80,12 +82,33 @@ def test_suites_of_certificates(workspace, robench):
     assert (status, "--split 'tset' is unknown" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen:n=5")
     assert (status, "smallest that can is 10" in err) == (2, True)
-    status, _, err = robench(*EVAL, "--certificate", "cohen", "--compile")
-    assert (status, "--compile is for attacks" in err) == (2, True)
+    status, _, err = robench(*EVAL, "--certificate", "effective-margin", "--compile")
+    assert (status, "--compile changes nothing about effective-margin" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "chen")
     assert (status, "did you mean 'cohen'" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen:sigma=-1")
     assert (status, "sigma" in err) == (2, True)
+
+
+def test_a_compiled_model_is_the_one_that_is_certified(workspace, robench, monkeypatch):
+    """What is sampled is what the compiler made, here something of another opinion, and the record says so."""
+
+    class Contrary(nn.Module):
+        def __init__(self, search):
+            super().__init__()
+            self.search = search
+
+        def forward(self, images):
+            return -self.search(images)
+
+    question = ("eval", "--model", "tiny", "--device", "cpu", "--examples", "12", "--sigma", "0.5")
+    asked = ("--certificate", "cohen:n=200", "--certificate", "effective-margin")
+    monkeypatch.setattr(certifying, "compiled", lambda search, **_: Contrary(search))
+    assert robench(*question, *asked, "--compile")[0] == 0
+    by_name = {record.spec.certificate.entry: record for record in certificates_of(workspace)}
+    assert by_name["cohen"].provenance.compiled
+    rows = {name: Store(workspace / "reports").outcomes(record) for name, record in by_name.items()}
+    assert (rows["cohen"]["plain_prediction"] != rows["effective-margin"]["plain_prediction"]).mean() > 0.9
 
 
 def test_another_seed_draws_other_noise(workspace, robench):

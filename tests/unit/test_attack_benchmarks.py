@@ -232,40 +232,71 @@ def test_parity_counts_example_by_example(problem, worker, monkeypatch):
     """Where another implementation is robench's own with more steps, all that differs is on its side."""
     spec, ids = parity.plan("tiny", problem.pixels, ThreatModel.parse("Linf@0.05"), "pgd:steps=1,step_size=0.001", 80)
     stands_for(monkeypatch, "pgd-100:restarts=3")
-    question, rows = parity.ask(worker, spec, ids, ["strong"])
+    question, rows = parity.ask(worker, [spec], ids, ["strong"])
     other = question.others["strong"]
     assert other.stronger > 0
     assert other.weaker == 0
-    assert question.native.robust - other.robust == other.stronger == len(rows)
-    assert question.kept is False
+    assert question.native.standing - other.standing == other.stronger == len(rows)
+    assert question.verdict == "missed"
     assert {(row["native"], row["other"], row["backend"]) for row in rows} == {("robust", "broken", "strong")}
-    again, _ = parity.ask(worker, spec, ids, [])
-    assert again.kept is None
+    again, _ = parity.ask(worker, [spec], ids, [])
+    assert again.verdict == "-"
+
+
+def test_parity_asks_with_every_seed(problem, worker, monkeypatch):
+    spec, ids = parity.plan("tiny", problem.pixels, ThreatModel.parse("L2@0.3"), "random-noise:samples=3", 80)
+    seeds = [spec.model_copy(update={"seed": seed}) for seed in range(3)]
+    stands_for(monkeypatch, "random-noise:samples=3")
+    question, rows = parity.ask(worker, seeds, ids, ["same"])
+    assert question.native.robust == question.others["same"].robust
+    assert [parity.ask(worker, [one], ids, [])[0].native.robust[0] for one in seeds] == question.native.robust
+    assert question.verdict == "kept"
+    assert rows == []
 
 
 def test_parity_of_norms_is_by_the_median(problem, worker, monkeypatch):
     spec, ids = parity.plan("tiny", problem.pixels, ThreatModel.parse("L2@0.5"), "fab:steps=20", 80)
     stands_for(monkeypatch, "fab:steps=1,final_search=0")
-    question, rows = parity.ask(worker, spec, ids, ["weak"])
+    question, rows = parity.ask(worker, [spec], ids, ["weak"])
     assert question.minimum_norm
-    assert question.kept
+    assert question.verdict == "kept"
     other = question.others["weak"]
     assert other.weaker > other.stronger
-    assert other.median is None or other.median > question.native.median
+    assert other.length > question.native.length
     assert len(rows) == other.weaker + other.stronger
     for row in rows:
         assert np.isinf(float(row["other"])) or abs(float(row["native"]) / float(row["other"]) - 1) > 0.009
 
 
 def answered(model="m", robust=50, others=(52,), **changes):
-    answer = parity.Answer("1", robust, None)
-    many = {f"library{i}": parity.Answer("1", n, None) for i, n in enumerate(others)}
+    answer = parity.Answer("1", robust if isinstance(robust, list) else [robust], [])
+    many = {f"library{i}": parity.Answer("1", n if isinstance(n, list) else [n], []) for i, n in enumerate(others)}
     return parity.Question(model, "Linf@0.1", "pgd", 1000, False, answer, many, {}, {}, **changes)
 
 
 def test_parity_allows_two_tenths_of_a_point():
-    assert answered(robust=52, others=(50, 60)).kept
-    assert not answered(robust=53, others=(50, 60)).kept
+    assert answered(robust=52, others=(50, 60)).verdict == "kept"
+    assert answered(robust=53, others=(50, 60)).verdict == "missed"
+
+
+def test_parity_calls_luck_what_seeds_cannot_tell_apart():
+    """Means 54 and 50: two points of tolerance, and standard errors of 1 and 1."""
+    spread, sure = [52, 54, 56], [54, 54, 54]
+    assert answered(robust=spread, others=([48, 50, 52],)).verdict == "luck"
+    assert answered(robust=sure, others=([50, 50, 50],)).verdict == "missed"
+    assert answered(robust=[72, 74, 76], others=([48, 50, 52],)).verdict == "missed"
+
+
+def test_parity_of_norms_without_an_end_is_missed():
+    """Who breaks fewer than half of the images has an infinite median."""
+
+    def verdict(own, other):
+        own, other = (parity.Answer("1", [0], [median]) for median in (own, other))
+        return parity.Question("m", "L2@1", "cw-l2", 9, True, own, {"x": other}, {}, {}).verdict
+
+    assert [verdict(*pair) for pair in ((None, 2.0), (2.0, None), (2.03, 2.0), (2.01, 2.0), (None, None))] == [
+        *("missed", "kept", "missed", "kept", "kept")
+    ]
 
 
 def test_parity_is_measured_in_pieces(tmp_path):
@@ -276,10 +307,10 @@ def test_parity_is_measured_in_pieces(tmp_path):
     parity.write(answered("b"), [row("b", 5)], tmp_path)
     parity.write(answered("a"), [row("a", 10), row("a", 9)], tmp_path)
     parity.write(answered("b", robust=1), [row("b", 7)], tmp_path)
-    assert [(q.model, q.native.robust) for q in parity.read(tmp_path / "parity.json")] == [("a", 50), ("b", 1)]
+    assert [(q.model, q.native.robust) for q in parity.read(tmp_path / "parity.json")] == [("a", [50]), ("b", [1])]
     with (tmp_path / "parity.csv").open() as file:
         assert [(r["model"], r["example_id"]) for r in csv.DictReader(file)] == [("a", "9"), ("a", "10"), ("b", "7")]
-    assert "| a | Linf@0.1 | pgd | 1000 | 5.0 % | library0 5.2 % (0 / 0) | kept |" in parity.table(
+    assert "| a | Linf@0.1 | pgd | 1000 x 1 | 5.0 % | library0 5.2 % (0 / 0) | kept |" in parity.table(
         parity.read(tmp_path / "parity.json")
     )
 

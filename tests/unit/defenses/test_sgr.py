@@ -355,6 +355,44 @@ def test_attacks_are_the_librarys_on_the_predicted_label():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+class Shifted(nn.Module):
+    """A network behind a standardisation by 4 x - 1."""
+
+    class Scale(nn.Module):
+        standardizes = True
+
+        def forward(self, images):
+            return 4 * images - 1
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.net = self.Scale(), Net()
+
+    def forward(self, images):
+        return self.net(self.scale(images))
+
+
+@pytest.mark.parametrize("form", ["full", "function"])
+def test_the_gradient_by_what_the_network_standardises_the_images_to(form):
+    """By 4 x - 1 the gradient is a quarter; a covariance with mean diagonal 1 does not mind the scale."""
+    model = Shifted()
+    options = {"form": form, "strength": 1.0, "decay": 0.0, "refresh": 1}
+    plain = penalty(Sgr(**options), model).total
+    scaled = penalty(Sgr(**options, gradient_by="standardized"), model).total
+    torch.testing.assert_close(scaled, plain / 16)
+    images, labels, base = evaluated(model)
+    given = {"random": RandomStream(0, torch.arange(len(images))), "progress": 0.0, "base": base}
+    by = [gn(model, images, labels, **given, gradient_by=name).total for name in ("pixels", "standardized")]
+    torch.testing.assert_close(by[1], by[0] / 16)
+    (through,) = torch.autograd.grad(by[1], model.net.hidden.weight)
+    assert through.abs().max() > 0
+
+
+def test_without_a_standardisation_there_is_no_gradient_by_it():
+    with pytest.raises(UserError, match="standardises nothing"):
+        penalty(Sgr(gradient_by="standardized"), Net())
+
+
 def test_without_gradients_there_is_no_penalty_and_no_covariance_yet():
     model = Net()
     nn.init.zeros_(model.last.weight)

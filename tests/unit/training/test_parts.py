@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from robench.classifier import Classifier
+from robench.datasets import fixed_shuffle
 from robench.errors import StorageError, UnsafeFile, UserError
 from robench.random_streams import RandomStream
 from robench.recipe import CropFlip, NoAugmentation
@@ -153,6 +154,21 @@ def test_streamed_pixels_arrive_in_order_from_another_thread(batch_size):
         assert images[:, 0, 0, 0].tolist() == batch.tolist()
     assert threading.main_thread() not in source.threads
     assert not any(thread.is_alive() for thread in source.threads)
+
+
+def test_fewer_training_images_are_the_first_of_the_fixed_shuffle():
+    source, chosen = Streaming(), set(fixed_shuffle(20)[:7].tolist())
+    pixels = Pixels(source, CPU, count=7)
+    assert len(pixels) == 7
+    seen = []
+    for ids, images in pixels.batches(epoch_order(len(pixels), 3, seed=0, epoch=0)):
+        # Ids are the examples' own, so that labels and random numbers are theirs, too.
+        assert images[:, 0, 0, 0].tolist() == ids.tolist()
+        assert pixels.labels[ids].tolist() == (ids % 2).tolist()
+        seen += ids.tolist()
+    assert sorted(seen) == sorted(chosen)
+    with pytest.raises(UserError, match="train_examples = 21 is more than the 20 images"):
+        Pixels(source, CPU, count=21)
 
 
 def test_a_failing_read_reaches_the_loop_and_stops_the_thread():

@@ -13,7 +13,7 @@ from robench.catalog import find
 from robench.defenses import LossParts
 from robench.errors import UserError
 from robench.recipe import apply_settings
-from robench.training import loop, validation
+from robench.training import Run, forecast, loop, validation
 from tests.unit.training.problems import (
     STEPS_PER_EPOCH,
     Watcher,
@@ -279,3 +279,17 @@ def test_forecast_counts_the_steps_and_writes_nothing(workspace):
     assert (found.steps_per_epoch, found.steps, found.examples, found.passes) == (7, 21, 54, 3)
     assert found.seconds > 0
     assert list(workspace.model_zoo.iterdir()) == []
+
+
+def test_fewer_training_images_resume_and_are_said(tmp_path):
+    workspace = make_workspace(tmp_path)
+    recipe = apply_settings(small_recipe(workspace), ["train_examples=20", "epochs=2"])
+    assert recipe.scale == "2 of 3 epochs, 20 training images"
+    straight = run_training(workspace, recipe, "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run_training(workspace, recipe, "stopped", Watcher(stop_after=4))
+    resumed = run_training(workspace, recipe, "stopped", resume=True)
+    assert resumed.weights.sha256 == straight.weights.sha256
+    assert straight.scale == "2 of 3 epochs, 20 training images"
+    run = Run(name="z", device=torch.device("cpu"), command="")
+    assert forecast(recipe, run, workspace=workspace).examples == 20

@@ -1,0 +1,211 @@
+"""`robench reproduce` and `robench train --table`: a table from nothing to its page, and not twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from robench import catalog
+from robench.papers import definitions
+from robench.training import loop
+from tests.flow.conftest import ROOT
+
+PAPER = """
+title = "Digits"
+authors = "Nobody"
+summary = "two networks"
+source = "made here"
+tables = ["digits-1"]
+"""
+TABLE = """
+paper = "digits"
+summary = "Digits under Linf 0.15"
+source = "Table 1"
+kind = "results"
+
+[cells]
+threat = "Linf@0.15"
+
+[scales.smoke]
+changes = ["epochs=2", "train_examples=200", "selection.metric=last", "selection.attack=none"]
+examples = 30
+says = "no selection"
+
+[[columns]]
+id = "clean"
+title = "Clean"
+measure = "clean"
+
+[[columns]]
+id = "pgd"
+title = "PGD-10"
+measure = "robust"
+attack = "pgd-10"
+
+[[columns]]
+id = "moved"
+title = "From standard"
+measure = "transfer"
+attack = "pgd-10:stop_when_broken=false"
+source = "digits-standard"
+
+[[columns]]
+id = "margin"
+title = "Margin"
+measure = "certificate"
+certificate = "effective-margin"
+statistic = "mean"
+over = "correct"
+split = "train"
+
+[[rows]]
+id = "standard"
+title = "Standard"
+recipe = "digits-standard"
+printed = ["97.0", "10.0", "10.0", "0.50"]
+
+[[rows]]
+id = "pgd"
+title = "PGD"
+recipe = "digits-pgd"
+printed = ["96.0", "80.0", "-", "0.70"]
+
+[[rows]]
+id = "unknown"
+title = "Unknown"
+recipe = "digits-of-tomorrow"
+printed = ["1.0", "2.0", "3.0", "4.0"]
+"""
+
+
+@pytest.fixture
+def digits_table(tmp_path, monkeypatch):
+    """A paper with one table of two small networks and a row that nobody has built."""
+    for kind, name, text in (("papers", "digits", PAPER), ("tables", "digits-1", TABLE)):
+        path = tmp_path / f"{name}.toml"
+        plugin = catalog.Plugin(kind, name, name, path, tomllib.loads(text))
+        monkeypatch.setitem(catalog.plugins(kind), name, plugin)
+    cached = [definitions.load_paper, definitions.load_table, definitions.changes_at, definitions.scaled_recipe]
+    for function in cached:
+        function.cache_clear()
+    yield "digits-1"
+    for function in cached:
+        function.cache_clear()
+
+
+def stamps(workspace):
+    """When every model and record was written."""
+    kept = [*workspace.glob("model_zoo/*/card.json"), *workspace.glob("reports/[rtc]*/*/*.json")]
+    return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_from_nothing_to_the_page_and_not_twice(workspace, robench, digits_table):
+    status, out, err = robench("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
+    assert status == 0, err
+    assert "digits-of-tomorrow-smoke: no recipe digits-of-tomorrow; skipped" in out
+    page = (workspace / "reports/leaderboards/paper-digits.html").read_text()
+    lines = (workspace / "reports/leaderboards/digits-1.csv").read_text().splitlines()
+    measured = [line for line in lines[1:] if ",smoke," in line]
+    assert len(measured) == 8
+    assert sum("no recipe digits-of-tomorrow" in line for line in lines) == 4
+    assert "digits-pgd-smoke" in page
+    card = json.loads((workspace / "model_zoo/digits-pgd-smoke/card.json").read_text())
+    assert card["scale"] == "2 of 30 epochs, 200 training images; no selection"
+    assert card["recipe"]["train_examples"] == 200
+    assert card["provenance"]["command"].startswith("robench train digits-pgd --set epochs=2")
+
+    before = stamps(workspace)
+    status, out, _ = robench("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
+    assert status == 0
+    assert out.count("there already") == 2
+    assert stamps(workspace) == before
+
+
+def test_the_command_of_a_card_makes_the_same_weights(workspace, robench, digits_table):
+    assert robench("train", "--table", digits_table, "--scale", "smoke", "--device", "cpu")[0] == 0
+    card = json.loads((workspace / "model_zoo/digits-pgd-smoke/card.json").read_text())
+    words = shlex.split(card["provenance"]["command"])[1:]
+    words[words.index("--out") + 1] = "again"
+    assert robench(*words, "--device", "cpu")[0] == 0
+    again = json.loads((workspace / "model_zoo/again/card.json").read_text())
+    assert again["weights"]["sha256"] == card["weights"]["sha256"]
+    assert (again["recipe"], again["scale"]) == (card["recipe"], card["scale"])
+
+
+def test_interrupted_it_goes_on_where_it_was(workspace, robench, digits_table, monkeypatch):
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    save, taken = loop.Training._save, []
+
+    def stop_at_sixth(self, *arguments):
+        save(self, *arguments)
+        taken.append(self.folder.name)
+        if len(taken) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Training, "_save", stop_at_sixth)
+    status, _, err = robench("train", "--table", digits_table, "--scale", "smoke", "--device", "cpu")
+    assert status == 130
+    assert "the same command goes on from there" in err
+    assert taken[-1] == "digits-standard-smoke"
+    assert not (workspace / "model_zoo/digits-standard-smoke/card.json").exists()
+    status, out, err = robench("train", "--table", digits_table, "--scale", "smoke", "--device", "cpu")
+    assert status == 0, err
+    steps = sum(name == "digits-standard-smoke" for name in taken)
+    # Four steps an epoch, two epochs, and a snapshot after each epoch: none is taken twice.
+    assert steps == 2 * (4 + 1)
+    assert (workspace / "model_zoo/digits-pgd-smoke/card.json").exists()
+    assert "there already" not in out
+
+
+def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_table):
+    before = sorted(workspace.rglob("*"))
+    status, out, err = robench("reproduce", digits_table, "--scale", "smoke", "--dry-run", "--device", "cpu")
+    assert status == 0, err
+    assert "digits-pgd-smoke" in out
+    assert "no recipe digits-of-tomorrow" in out
+    assert "in all about" in out
+    assert sorted(workspace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["reproduce", "atent-99"], "unknown paper table 'atent-99'"),
+        (["reproduce", "atent-2", "--scale", "tiny"], "--scale 'tiny' is unknown; write paper, reduced, smoke"),
+        (["reproduce", "sgr-1"], "no row that robench computes"),
+        (["reproduce", "emr-6"], "holds settings"),
+        (["reproduce", "heat-3", "--scale", "smoke"], "has no smoke scale; it has paper"),
+        (["train"], "needs the name of a recipe"),
+        (["train", "mnist-pgd", "--table", "atent-2"], "leave a recipe out"),
+        (["train", "--table", "atent-2", "--set", "epochs=1"], "leave --set out"),
+        (["train", "mnist-pgd", "--scale", "smoke"], "--scale smoke is of a table"),
+        (["train", "digits-standard", "--set", "train_examples=99999"], "train_examples = 99999 is more than"),
+        (["leaderboard", "robustness", "--format", "latex"], "has no LaTeX form"),
+        (["leaderboard", "--format", "pdf"], "--format 'pdf' is unknown; write html or latex"),
+        (["leaderboard", "atent-22"], "did you mean 'atent-2'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(workspace, robench, arguments, said):
+    status, _, err = robench(*arguments)
+    assert status == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_tables_need_no_torch_to_be_shown(workspace):
+    """Neither pages nor LaTeX."""
+    program = (
+        "import sys; from robench.cli import run; "
+        "status = run(['leaderboard', 'atent-2', 'emr-1']) or run(['leaderboard', '--format', 'latex']); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 32
