@@ -132,7 +132,8 @@ def test_leaderboards_come_out_byte_for_byte(tmp_path):
         (tmp_path / part).symlink_to(ROOT / part)
     out = tmp_path / "reports" / "leaderboards"
     store = Store(tmp_path / "reports")
-    written = write_leaderboards(names, store, read_cards([tmp_path / "model_zoo"]), out)
+    cards, papers = read_cards([tmp_path / "model_zoo"]), list(catalog.plugins("tables"))
+    written = write_leaderboards(names, store, cards, out, of_papers=papers)
     committed = ROOT / "reports" / "leaderboards"
     assert {p.relative_to(out) for p in written} == {
         p.relative_to(committed) for p in committed.rglob("*") if p.is_file()
