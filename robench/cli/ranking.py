@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ import typer
 
 from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
+from robench.datasets import ImageSet
 from robench.errors import UnknownName, UserError
+from robench.records import Examples
 from robench.workspace import Workspace
 
 
@@ -21,16 +24,25 @@ def write_all(place: Workspace) -> list[Path]:
 
     boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
     folder = place.reports / "leaderboards"
-    return write_leaderboards(boards, Store(place.reports), cards(place), folder, of_papers=papers)
+    images = functools.partial(_images, place)
+    return write_leaderboards(boards, Store(place.reports), cards(place), folder, open_images=images, of_papers=papers)
+
+
+def _images(place: Workspace, examples: Examples) -> ImageSet:
+    """Return the images that pages show pictures of."""
+    from robench.datasets import open_split
+
+    return open_split(examples.dataset, examples.split, place)
 
 
 def leaderboard(
     table: Annotated[
         list[str] | None, typer.Argument(help="Names of leaderboards or of papers' tables, atent-2 say (default: all).")
     ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="html (with CSV), or latex: papers' tables as .tex files for booktabs.")
-    ] = "html",
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="html, csv, json or latex; may be given again (default: all)."),
+    ] = None,
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -39,28 +51,34 @@ def leaderboard(
     Example: robench leaderboard robustness
     """
     from robench.registry import cards
-    from robench.reporting import write_latex, write_leaderboards
+    from robench.reporting import FORMATS, write_latex, write_leaderboards
     from robench.store import Store
 
-    if form not in {"html", "latex"}:
-        raise UserError(f"--format {form!r} is unknown; write html or latex")
+    for asked in formats or ():
+        if asked not in FORMATS:
+            raise UnknownName("format", asked, FORMATS)
     place = Workspace.locate(workspace)
     boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
     for name in table or ():
         if name not in {*boards, *papers}:
             raise UnknownName("leaderboard", name, {*boards, *papers})
-        if form == "latex" and name not in papers:
-            raise UserError(f"leaderboard {name} has no LaTeX form; name a paper's table (robench list tables)")
     tables = [name for name in table or papers if name in papers]
     names = [name for name in table or boards if name in boards]
     own = any(place.reports.glob("records/*/*.json")) or any(place.reports.glob("certificates/*/*.json"))
-    if names and form == "html" and not own:
+    if names and (set(formats or FORMATS) != {"latex"} or not tables) and not own:
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     store, folder = Store(place.reports), place.reports / "leaderboards"
-    if form == "latex":
-        written = write_latex(tables, store, cards(place), folder)
-    else:
-        written = write_leaderboards(names, store, cards(place), folder, of_papers=tables)
+    written = write_leaderboards(
+        names,
+        store,
+        cards(place),
+        folder,
+        formats=formats or FORMATS,
+        open_images=functools.partial(_images, place),
+        of_papers=tables,
+    )
+    if formats and "latex" in formats:
+        written += write_latex(tables, store, cards(place), folder)
     if json_output:
         print_json([str(path) for path in written])
         return
