@@ -14,53 +14,60 @@ from robench.workspace import Workspace
 
 
 def write_all(place: Workspace) -> list[Path]:
-    """Write all leaderboards and all papers' pages; return the files."""
+    """Write all papers' pages and all leaderboards; return the files."""
     from robench.registry import cards
-    from robench.reporting import write_leaderboards
+    from robench.reporting import write_leaderboards, write_papers
     from robench.store import Store
 
-    boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
-    folder = place.reports / "leaderboards"
-    return write_leaderboards(boards, Store(place.reports), cards(place), folder, of_papers=papers)
+    store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
+    written = write_papers(catalog.plugins("tables"), store, known, folder, formats=("html", "csv"))
+    # The index comes last: it lists what there is.
+    return [*written, *write_leaderboards(catalog.plugins("leaderboards"), store, known, folder)]
 
 
 def leaderboard(
     table: Annotated[
         list[str] | None, typer.Argument(help="Names of leaderboards or of papers' tables, atent-2 say (default: all).")
     ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="html (with CSV), or latex: papers' tables as .tex files for booktabs.")
-    ] = "html",
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="html, csv or latex (papers' tables); may be given again (default: html, csv)."),
+    ] = None,
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the leaderboards and the papers' tables as HTML and CSV from the stored records.
+    """Write the leaderboards and the papers' tables from the stored records.
 
     Example: robench leaderboard robustness
     """
     from robench.registry import cards
-    from robench.reporting import write_latex, write_leaderboards
-    from robench.store import Store
+    from robench.reporting import PAPER_FORMATS, write_leaderboards, write_papers
+    from robench.store import Store, file_name
 
-    if form not in {"html", "latex"}:
-        raise UserError(f"--format {form!r} is unknown; write html or latex")
     place = Workspace.locate(workspace)
     boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
-    for name in table or ():
-        if name not in {*boards, *papers}:
-            raise UnknownName("leaderboard", name, {*boards, *papers})
-        if form == "latex" and name not in papers:
-            raise UserError(f"leaderboard {name} has no LaTeX form; name a paper's table (robench list tables)")
+    if unknown := [name for name in table or () if name not in {*boards, *papers}]:
+        raise UnknownName("leaderboard", unknown[0], {*boards, *papers})
+    if unknown := [form for form in formats or () if form not in PAPER_FORMATS]:
+        raise UnknownName("format", unknown[0], PAPER_FORMATS)
+    asked = formats or ["html", "csv"]
     tables = [name for name in table or papers if name in papers]
-    names = [name for name in table or boards if name in boards]
-    own = any(place.reports.glob("records/*/*.json")) or any(place.reports.glob("certificates/*/*.json"))
-    if names and form == "html" and not own:
+    names = [name for name in table or boards if name in boards] if {"html", "csv"} & set(asked) else []
+    if table and not tables and not names:
+        raise UserError(f"leaderboard {table[0]} has no LaTeX form; name a paper's table (robench list tables)")
+    if (
+        names
+        and not any(place.reports.glob("records/*/*.json"))
+        and not any(place.reports.glob("certificates/*/*.json"))
+    ):
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
-    store, folder = Store(place.reports), place.reports / "leaderboards"
-    if form == "latex":
-        written = write_latex(tables, store, cards(place), folder)
-    else:
-        written = write_leaderboards(names, store, cards(place), folder, of_papers=tables)
+    store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
+    written = []
+    if tables:
+        shown = None if names else [m for m in known if (folder / "models" / f"{file_name(m)}.html").exists()]
+        written += write_papers(tables, store, known, folder, formats=asked, linked=shown)
+    if names:
+        written += write_leaderboards(names, store, known, folder)
     if json_output:
         print_json([str(path) for path in written])
         return

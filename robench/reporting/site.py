@@ -17,9 +17,8 @@ from urllib.parse import quote
 import jinja2
 
 from robench import catalog
-from robench.papers.definitions import Paper
-from robench.papers.filling import Filler
-from robench.reporting import formatting, papers
+from robench.papers.definitions import pages_in
+from robench.reporting import formatting
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import step_chart, training_charts
 from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
@@ -27,12 +26,9 @@ from robench.tables import Cell, Column, Curves, Table, natural
 
 
 def write_leaderboards(
-    names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path, *, of_papers: Iterable[str] = ()
+    names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path
 ) -> list[Path]:
     """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
-
-    `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index
-    and the models' pages, which are about leaderboards, too, are left as they are.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -41,20 +37,13 @@ def write_leaderboards(
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
     boards = {name: plugin.load().build(results) for name, plugin in plugins.items()}
     site = Site(out_dir, results)
-    index, pages = out_dir / "index.html", {out_dir / name: text for name, text in site.papers(of_papers).items()}
-    if boards or not index.exists():
-        there = [
-            (file, paper) for file, paper in papers.listed() if out_dir / file in pages or (out_dir / file).exists()
-        ]
-        pages[index] = site.index(boards, there)
+    pages: dict[Path, str] = {out_dir / "index.html": site.index(boards)}
     for tables in boards.values():
         for table in tables:
             pages[out_dir / f"{table.name}.html"] = site.table(table)
             pages[out_dir / f"{table.name}.csv"] = table_csv(table)
             pages |= {out_dir / name: text for name, text in site.figures(table).items()}
     for model in cards:
-        if not boards and site.model_page(model).exists():
-            continue
         pages[site.model_page(model)] = site.model(model, [t for tables in boards.values() for t in tables])
     for path, text in pages.items():
         publish(path, text.encode())
@@ -72,8 +61,8 @@ class Site:
         """Return the page of a model."""
         return self.folder / "models" / f"{file_name(model)}.html"
 
-    def index(self, boards: Mapping[str, list[Table]], of_papers: Iterable[tuple[str, Paper]] = ()) -> str:
-        """Return the page that lists all tables and models, and these papers' pages by their files."""
+    def index(self, boards: Mapping[str, list[Table]]) -> str:
+        """Return the page that lists all tables and models."""
         boards = {name: tables for name, tables in boards.items() if tables} or boards
         summaries = {name: catalog.find("leaderboards", name).facts["summary"] for name in boards}
         return self._render(
@@ -83,26 +72,8 @@ class Site:
             summaries=summaries,
             cards=[stored.card for stored in self.results.cards.values()],
             leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
-            papers=list(of_papers),
+            papers=pages_in(self.folder),
         )
-
-    def papers(self, tables: Iterable[str]) -> dict[str, str]:
-        """Return the files of papers' tables by name: a page for each paper, a CSV for each table, and the claims."""
-        wanted = papers.all_tables(tables)
-        if not wanted:
-            return {}
-        filler = Filler(self.results)
-        pages = papers.filled_pages(filler, map(papers.paper_of, wanted))
-        claims = papers.judged_claims(filler)
-        known = {"cards": self.results.cards, "models_of": papers.models_of}
-        files = {
-            papers.page_name(page.name): self._render("paper.html", self.folder / "paper.html", entry=page, **known)
-            for page in pages
-        }
-        files["claims.html"] = self._render(
-            "claims.html", self.folder / "claims.html", claims=claims, papers=dict(papers.listed_by_name())
-        )
-        return files | {"claims.csv": papers.claims_csv(claims), **papers.csv_files(pages, wanted)}
 
     def table(self, table: Table) -> str:
         """Return a table's page."""
