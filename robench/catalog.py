@@ -64,6 +64,7 @@ SUPPLIED = frozenset(
         "progress",
         "learning_rate",
         "teacher",
+        "new_network",
         "num_rounds",
         "base",
         "num_classes",

@@ -60,11 +60,12 @@ class Classifier(nn.Module):
     ) -> None:
         """Wrap `network` as it is, flags included; `input_shape` is (channels, height, width)."""
         super().__init__()
+        # In the order in which they run: the last module is the network's last layer.
+        self.normalize = nn.Identity() if normalization is None else Normalize(normalization)
         self.network = network
         self.input_shape = input_shape
         self.num_classes = num_classes
         self.normalization = normalization
-        self.normalize = nn.Identity() if normalization is None else Normalize(normalization)
         self.training = self.normalize.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:

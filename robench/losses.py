@@ -29,6 +29,16 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - true
 
 
+def soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log sum exp of the other logits minus the label's: an upper bound of the margin that has no kinks.
+
+    The soft logit margin loss of Ding et al., arXiv:1812.02637, section 2.2; the margin itself for two classes.
+    """
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.logsumexp(1) - true
+
+
 def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the margin over the gap between the largest and the third largest logit (DLR).
 

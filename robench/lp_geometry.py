@@ -6,12 +6,22 @@ All functions take a batch `(N, ...)` and treat each example apart; no result de
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from robench.random_streams import RandomStream
 from robench.threat_model import ThreatModel
+
+
+@dataclass(frozen=True)
+class Balls:
+    """A ball of its own size around each image, where a :class:`ThreatModel` has the same for all."""
+
+    norm: str
+    radius: Tensor
+    """(N,), positive, on the [0, 1] scale of the pixels."""
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
@@ -31,7 +41,12 @@ def distance(difference: Tensor, norm: str) -> Tensor:
     return length.to(flat.dtype)
 
 
-def project(candidate: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
+def _radius(threat: ThreatModel | Balls, like: Tensor) -> float | Tensor:
+    """Return the radius so that it broadcasts against `(N, ...)`."""
+    return per_example(threat.radius, like) if isinstance(threat, Balls) else threat.radius
+
+
+def project(candidate: Tensor, images: Tensor, threat: ThreatModel | Balls) -> Tensor:
     """Return `candidate` projected onto the box [0, 1], and then onto the ball around `images`.
 
     The second projection stays inside the box, because `images` lie there. In L-infinity the order makes no difference.
@@ -39,7 +54,8 @@ def project(candidate: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     """
     candidate = candidate.clamp(0.0, 1.0)
     if threat.norm == "Linf":
-        nearest = torch.min(torch.max(candidate, images - threat.radius), images + threat.radius)
+        radius = _radius(threat, images)
+        nearest = torch.min(torch.max(candidate, images - radius), images + radius)
     else:
         nearest = _within(threat.radius, candidate, images)
         # Where many pixels move alike they round alike: the errors of an image of d pixels add up to sqrt(d) of one.
@@ -51,7 +67,7 @@ def project(candidate: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     return nearest.clamp(0.0, 1.0)
 
 
-def _within(radius: float, candidate: Tensor, images: Tensor) -> Tensor:
+def _within(radius: float | Tensor, candidate: Tensor, images: Tensor) -> Tensor:
     offset = candidate - images
     length = distance(offset, "L2").clamp_min(torch.finfo(offset.dtype).tiny)
     return images + offset * per_example((radius / length).clamp_max(1.0), offset)
@@ -119,10 +135,10 @@ def project_onto_hyperplane(points: Tensor, normal: Tensor, gain: Tensor, norm: 
     return (points + moved * direction.sign()).clamp(0.0, 1.0)
 
 
-def random_start(images: Tensor, threat: ThreatModel, random: RandomStream) -> Tensor:
+def random_start(images: Tensor, threat: ThreatModel | Balls, random: RandomStream) -> Tensor:
     """Return a uniformly random point of the ball around each image, clamped to the box."""
     if threat.norm == "Linf":
-        offset = (2 * random.uniform(images) - 1) * threat.radius
+        offset = (2 * random.uniform(images) - 1) * _radius(threat, images)
     else:
         direction = random.at("direction").normal(images)
         dimension = direction[0].numel() if len(direction) else 1

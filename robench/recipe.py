@@ -398,6 +398,8 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
         raise UserError(f"--set {'.'.join(path)}: {group} is a single value; write {group}=VALUE")
     if group in {"architecture", "defense"} and rest[0] not in Configured.model_fields:
         rest = ["parameters", *rest]
+    if rest == ["name"] and value is None:
+        value = "none"  # no plugin's name is absent, but one augmentation is called so
     target = dict(values[group] or {})
     if rest == ["name"] and value != target.get("name"):
         target = _kept(group, target, value)

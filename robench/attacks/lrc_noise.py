@@ -77,14 +77,21 @@ def lrc_noise(
     factor = None if covariance == "lrc" else _factor_of(covariance, training_moments)
 
     def draw(some: Tensor, stream: RandomStream) -> Tensor:
-        scale = torch.full_like(some[:, 0, 0, 0], threat.radius)
-        if eps_unit == "image_std":
-            scale = scale * some.flatten(1).std(1, correction=0)
         noise = long_range_noise(some, decay_length, stream) if factor is None else factor_noise(some, factor, stream)
-        noisy = some + per_example(scale, some) * noise
-        return noisy.clamp(0.0, 1.0) if clip else noisy
+        return with_noise(some, noise, sigma=threat.radius, eps_unit=eps_unit, clip=clip)
 
     return worst_sample(model, images, labels, samples=samples, draw=draw, random=random, criterion=criterion)
+
+
+def with_noise(
+    images: Tensor, noise: Tensor, *, sigma: float, eps_unit: Literal["pixel", "image_std"], clip: bool
+) -> Tensor:
+    """Return images `(N, C, H, W)` plus noise of unit variance, scaled to standard deviation sigma."""
+    scale = torch.full_like(images[:, 0, 0, 0], sigma)
+    if eps_unit == "image_std":
+        scale = scale * images.flatten(1).std(1, correction=0)
+    noisy = images + per_example(scale, images) * noise
+    return noisy.clamp(0.0, 1.0) if clip else noisy
 
 
 def _factor_of(covariance: str, training_moments: Callable[[], tuple[str, Tensor]] | None) -> Tensor:

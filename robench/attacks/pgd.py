@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robench.attacks import _compaction
 from robench.catalog import AttackEntry, PositiveFloat, PositiveInt
 from robench.losses import TOP_1, Criterion, PerExampleLoss, loss_named
-from robench.lp_geometry import project, random_start, steepest
+from robench.lp_geometry import Balls, project, random_start, steepest
 from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
@@ -93,10 +93,10 @@ def pgd(
 class Ascent:
     """How to climb."""
 
-    threat: ThreatModel
+    threat: ThreatModel | Balls
     steps: int
-    length: float
-    """Of a step, in the threat's norm."""
+    length: float | Tensor
+    """Of a step, in the threat's norm; a tensor is `(N, 1, ...)`."""
     loss: PerExampleLoss
     criterion: Criterion = TOP_1
     """What counts as broken, where that ends an ascent."""

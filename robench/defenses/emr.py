@@ -102,7 +102,7 @@ ENTRY = DefenseEntry(
     name="emr",
     objective=EffectiveMarginRegularizer,
     summary="short gradients of the logits by the image: larger effective margins",
-    source="EMR, arXiv:2210.05118, equations (5) and (7), algorithm 1",
+    source="Liu and Chan (EMR), 2022, arXiv:2210.05118, equations (5) and (7), algorithm 1",
     role="regularizer",
     passes="2 if form == 'approximate' else 2 * classes",
     presets={

@@ -46,6 +46,6 @@ ENTRY = DefenseEntry(
     name="gaussian_noise",
     objective=gaussian_noise,
     summary="cross-entropy at images plus Gaussian noise: the base classifier of randomised smoothing",
-    source="Cohen et al., arXiv:1902.02918, section 3.1",
+    source="Cohen et al., 2019, arXiv:1902.02918, section 3.1",
     views=(),
 )

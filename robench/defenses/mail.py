@@ -41,6 +41,7 @@ class MarginAwareReweighting:
         inner: Literal["kl", "ce"] | None = None,
         steps: PositiveInt = 10,
         step_size: PositiveFloat | None = None,
+        start: Literal["noise", "random"] | None = None,
         attack_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         """Take the parameters; raise UserError where they contradict each other.
@@ -61,6 +62,9 @@ class MarginAwareReweighting:
             steps: gradient steps of the inner maximisation.
             step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps (`trades`
                 in L2: 2 epsilon / steps).
+            start: where the inner maximisation begins: at the image plus normal `noise` of standard deviation 0.001, as
+                in the authors' code, or at a `random` point of the ball. None: at the noise where it ascends the
+                divergence, at random where it ascends the cross-entropy.
             attack_mode: the network's mode during the inner maximisation. `eval` uses the running statistics; `train`
                 normalises by the batch and updates them with the iterates.
         """
@@ -78,7 +82,7 @@ class MarginAwareReweighting:
         self.burn_in_form = form if burn_in_form == "same" else burn_in_form
         self.beta = 5.0 if beta is None else beta
         self.inner = inner or "kl"
-        self.steps, self.step_size, self.attack_mode = steps, step_size, attack_mode
+        self.steps, self.step_size, self.start, self.attack_mode = steps, step_size, start, attack_mode
 
     def __call__(
         self,
@@ -110,8 +114,16 @@ class MarginAwareReweighting:
         """Return the loss without weights, and what it evaluated."""
         options = {"steps": self.steps, "step_size": self.step_size, "attack_mode": self.attack_mode, **supplied}
         if form == "at":
-            return pgd_training(model, images, labels, **options)  # type: ignore[arg-type]
-        return trades(model, images, labels, beta=self.beta, inner=self.inner, **options)  # type: ignore[arg-type]
+            return pgd_training(model, images, labels, start=self.start or "random", **options)  # type: ignore[arg-type]
+        return trades(
+            model,
+            images,
+            labels,
+            beta=self.beta,
+            inner=self.inner,
+            start=self.start,
+            **options,  # type: ignore[arg-type]
+        )
 
     @torch.no_grad()
     def _weights(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -130,7 +142,7 @@ ENTRY = DefenseEntry(
     name="mail",
     objective=MarginAwareReweighting,
     summary="adversarial training or TRADES in which images near to the boundary weigh more",
-    source="Wang et al., arXiv:2106.07904; weights as in the authors' code",
+    source="Wang et al., 2021, arXiv:2106.07904; weights as in the authors' code",
     views=("adversarial",),
     passes="steps if form == 'at' else steps + 1",
     presets={
@@ -147,7 +159,7 @@ ENTRY = DefenseEntry(
         # The same by the letter of the appendix.
         "mail_at_emr_paper": {"form": "at", "slope": 30.0, "bias": 0.07, "step_size": 0.00784},
         # github.com/QizhouWang/MAIL: the loss that is reweighted is also that of the burn-in.
-        "mail_at_official": {"form": "at", "burn_in": 0.75, "step_size": 0.007},
+        "mail_at_official": {"form": "at", "burn_in": 0.75, "step_size": 0.007, "start": "noise"},
         "mail_trades_official": {"form": "trades", "burn_in": 0.75, "burn_in_form": "same", "step_size": 0.007},
     },
 )

@@ -10,6 +10,7 @@ from robench.attacks.pgd import pgd
 from robench.catalog import DefenseEntry, PositiveFloat, PositiveInt, Probability
 from robench.classifier import frozen, mode
 from robench.defenses import LossParts, accuracy_of, evaluated
+from robench.defenses._ascent import climbed
 from robench.defenses._warmup import grown
 from robench.losses import cross_entropy
 from robench.random_streams import RandomStream
@@ -26,7 +27,7 @@ def pgd_training(
     threat: ThreatModel,
     steps: PositiveInt = 10,
     step_size: PositiveFloat | None = None,
-    start: Literal["random", "image"] = "random",
+    start: Literal["random", "image", "noise"] = "random",
     attack_mode: Literal["eval", "train"] = "train",
     warmup: Probability = 0.0,
 ) -> LossParts:
@@ -41,25 +42,69 @@ def pgd_training(
         threat: norm and radius.
         steps: gradient steps of the inner maximisation.
         step_size: length of a step in the threat's norm, on the [0, 1] scale; None: 2.5 epsilon / steps.
-        start: a random point of the ball, or the image itself.
+        start: a `random` point of the ball, the `image` itself, or the image plus normal `noise` of standard deviation
+            0.001, as in the code of TRADES and what follows it.
         attack_mode: the network's mode during the inner maximisation. `train`, as in the paper's code, normalises by
             the batch and updates running statistics with the iterates; `eval` uses the running statistics.
         warmup: share of the training over which radius and step size grow linearly from 0. At Linf@0.3 on MNIST
             training with the full radius from the start can remain at constant predictions for epochs.
     """
     threat, share = grown(threat, progress=progress, warmup=warmup)
+    adversarial = worst_images(
+        model,
+        images,
+        labels,
+        random=random.at("pgd_training"),
+        threat=threat,
+        steps=steps,
+        step_size=None if step_size is None else share * step_size,
+        start=start,
+        attack_mode=attack_mode,
+    )
+    return loss_at(model, images, labels, adversarial)
+
+
+def worst_images(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    random: RandomStream,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float | None,
+    start: Literal["random", "image", "noise"],
+    attack_mode: Literal["eval", "train"],
+) -> Tensor:
+    """Return the inner maximisation's last iterates `(N, C, H, W)`."""
     with frozen(model), mode(model, training=attack_mode == "train"):
-        adversarial = pgd(
+        if start == "noise":
+            return climbed(
+                model,
+                images,
+                labels,
+                threat=threat,
+                random=random,
+                loss=cross_entropy,
+                steps=steps,
+                step_size=2.5 * threat.radius / steps if step_size is None else step_size,
+                start=start,
+            )
+        return pgd(
             model,
             images.detach(),
             labels,
             threat=threat,
-            random=random.at("pgd_training"),
+            random=random,
             steps=steps,
-            step_size=None if step_size is None else share * step_size,
+            step_size=step_size,
             start=start,
             stop_when_broken=False,
         )
+
+
+def loss_at(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor) -> LossParts:
+    """Return the mean cross-entropy at `adversarial`, the worst images for `images`."""
     worst = evaluated(model, adversarial, images)
     loss = cross_entropy(worst.logits, labels).mean()
     return LossParts(loss, {"accuracy": accuracy_of(worst.logits, labels)}, {"adversarial": worst})
@@ -69,7 +114,7 @@ ENTRY = DefenseEntry(
     name="pgd_training",
     objective=pgd_training,
     summary="cross-entropy at the worst images that PGD finds in the ball",
-    source="Madry et al., arXiv:1706.06083, equation (2.1)",
+    source="Madry et al., 2018, arXiv:1706.06083, equation (2.1)",
     views=("adversarial",),
     passes="steps",
     presets={

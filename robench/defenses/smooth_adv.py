@@ -102,7 +102,7 @@ ENTRY = DefenseEntry(
     name="smooth_adv",
     objective=smooth_adv,
     summary="cross-entropy at noisy copies of the images that are worst for the smoothed classifier",
-    source="Salman et al., arXiv:1906.04584, sections 2.2 and 2.3",
+    source="Salman et al., 2019, arXiv:1906.04584, sections 2.2 and 2.3",
     views=(),
     passes="steps * copies + (copies - 1 if outer == 'all' else 0)",
     presets={

@@ -28,5 +28,5 @@ ENTRY = DefenseEntry(
     name="standard",
     objective=standard,
     summary="cross-entropy on clean images: no defense",
-    source="maximum likelihood",
+    source="maximum likelihood (Fisher, 1922)",
 )

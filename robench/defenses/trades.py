@@ -54,18 +54,51 @@ def trades(
         attack_mode: the network's mode during the inner maximisation. `eval`, as in the paper's code, uses the running
             statistics; `train` normalises by the batch and updates them with the iterates.
     """
+    adversarial = worst_images(
+        model,
+        images,
+        labels,
+        random=random.at("trades"),
+        threat=threat,
+        inner=inner,
+        steps=steps,
+        step_size=step_size,
+        start=start,
+        attack_mode=attack_mode,
+    )
+    return loss_at(model, images, labels, adversarial, beta=beta)
+
+
+def worst_images(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    random: RandomStream,
+    threat: ThreatModel,
+    inner: Literal["kl", "ce"],
+    steps: int,
+    step_size: float | None,
+    start: Literal["noise", "random"] | None,
+    attack_mode: Literal["eval", "train"],
+) -> Tensor:
+    """Return the inner maximisation's last iterates `(N, C, H, W)`."""
     with frozen(model), mode(model, training=attack_mode == "train"):
-        adversarial = climbed(
+        return climbed(
             model,
             images,
             labels,
             threat=threat,
-            random=random.at("trades"),
+            random=random,
             loss=_divergence_from_now(model, images) if inner == "kl" else cross_entropy,
             steps=steps,
             step_size=step_size,
             start=start or ("noise" if inner == "kl" else "random"),
         )
+
+
+def loss_at(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, *, beta: float) -> LossParts:
+    """Return the loss where `adversarial` are the worst images for `images`."""
     clean = evaluated(model, images, images)
     worst = evaluated(model, adversarial, images)
     natural = cross_entropy(clean.logits, labels).mean()
@@ -89,7 +122,7 @@ ENTRY = DefenseEntry(
     name="trades",
     objective=trades,
     summary="cross-entropy on clean images, and how far predictions move in the ball",
-    source="Zhang et al., arXiv:1901.08573, equation (5) and algorithm 1",
+    source="Zhang et al., 2019, arXiv:1901.08573, equation (5) and algorithm 1",
     views=("clean", "adversarial"),
     passes="steps + 1",
     presets={

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ import torch
 from torch import Tensor
 
 from robench import catalog
-from robench.checkpoints import LoadedModel, Weights, load_model, require_free, save_checkpoint
+from robench.checkpoints import LoadedModel, Weights, build_classifier, load_model, require_free, save_checkpoint
 from robench.classifier import Classifier, keep_large_buffers, random_images, tensor_float32
 from robench.datasets import dataset_facts, open_split, select_examples
 from robench.errors import UserError
 from robench.provenance import provenance
 from robench.recipe import Recipe
-from robench.records import ModelCard
+from robench.records import Configured, ModelCard
 from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
 from robench.training.data import Pixels, steps_per_epoch
 from robench.training.loop import Training
-from robench.training.objective import build_objective
+from robench.training.objective import build_objective, rehearse
 from robench.training.optimization import averaged_copy, build_optimizer
 from robench.training.progress import TrainingProgress
 from robench.training.rounds import untrained
@@ -203,15 +204,35 @@ def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingSt
     teacher = None
     if shown is not None:
         teacher = shown.model.to(run.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    with seeded(run.device, recipe.seed, "rehearsal"):
+        rehearse(
+            recipe,
+            teacher=teacher,
+            num_classes=len(facts.classes),
+            input_shape=facts.image_shape,
+            device=run.device,
+        )
     with seeded(run.device, recipe.seed, "objective"):
-        objective = build_objective(recipe, teacher=teacher)
+        objective = build_objective(recipe, teacher=teacher, new_network=partial(_new_network, recipe, model))
+    objective.check(model)
     return TrainingState(
         learned_from={key: found.identity.weights_sha256 for key, found in named.items()},
         model=model,
         average=averaged_copy(model) if recipe.averaging is not None else None,
-        optimizer=build_optimizer(recipe.optimizer, model, seed=recipe.seed),
+        optimizer=build_optimizer(recipe.optimizer, model, *objective.companions(), seed=recipe.seed),
         objective=objective,
     )
+
+
+def _new_network(recipe: Recipe, model: Classifier, architecture: str) -> Classifier:
+    """Return an untrained network for the data of `model`, where that one is."""
+    fresh = build_classifier(
+        Configured(name=architecture),
+        num_classes=model.num_classes,
+        input_shape=model.input_shape,
+        normalization=recipe.normalization,
+    )
+    return fresh.to(model.device).to(memory_format=torch.channels_last)
 
 
 def _named(recipe: Recipe, key: str, workspace: Workspace) -> LoadedModel:

@@ -14,17 +14,18 @@ from robench.recipe import Adam, EntropySgd, Sgd
 from robench.training.entropy_sgd import EntropySGD
 
 
-def build_optimizer(settings: Sgd | Adam | EntropySgd, model: nn.Module, *, seed: int) -> torch.optim.Optimizer:
-    """Return the optimiser of all weights; the loop sets the learning rate before each step.
+def build_optimizer(settings: Sgd | Adam | EntropySgd, *networks: nn.Module, seed: int) -> torch.optim.Optimizer:
+    """Return the optimiser of all weights of the networks; the loop sets the learning rate before each step.
 
     `seed` is that of the random numbers that an optimiser draws.
     """
+    weights = [weight for network in networks for weight in network.parameters()]
     if isinstance(settings, EntropySgd):
-        return EntropySGD(model.parameters(), settings, seed=seed)
+        return EntropySGD(weights, settings, seed=seed)
     if isinstance(settings, Adam):
-        return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(weights, lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        model.parameters(),
+        weights,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,

@@ -41,5 +41,5 @@ def begin_next_round(state: TrainingState, recipe: Recipe) -> None:
         )
         model.load_state_dict(fresh.state_dict())
     state.average = None if recipe.averaging is None else averaged_copy(model)
-    state.optimizer = build_optimizer(recipe.optimizer, model, seed=recipe.seed)
+    state.optimizer = build_optimizer(recipe.optimizer, model, *state.objective.companions(), seed=recipe.seed)
     state.best = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from robench import catalog
+from robench.architectures.with_head import CosineHead
 from robench.defenses import LossParts, seen
+from robench.errors import UserError
 from robench.random_streams import RandomStream
 from robench.recipe import parse_recipe
 from robench.threat_model import NORMS, ThreatModel
 from robench.training.objective import Objective, Term, build_objective
-from tests.models import SmallNet, numbers, pictures
+from tests.models import Linear, SmallNet, numbers, pictures
 
 DEFENSES = list(catalog.plugins("defenses").values())
 EPSILON = {"Linf": "0.05", "L2": "0.3"}
@@ -27,7 +31,14 @@ def _wants_threat(plugin) -> bool:
 
 #: By name, parameters under which a loss has no constants that move with the weights, where the defaults have such: the
 #: weights of EMR's mean row are equal at high temperatures. The defense's own tests differentiate the rest.
-WITHOUT_CONSTANTS = {"emr": {"temperature": 1e9}, "emr_official": {"temperature": 1e9}}
+WITHOUT_CONSTANTS = {
+    "emr": {"temperature": 1e9},
+    "emr_official": {"temperature": 1e9},
+    "l_softmax_official": {"gamma": 0.0},
+    "awp": {"gamma": 0.0},
+    "awp_at_official": {"gamma": 0.0},
+    "awp_trades_official": {"gamma": 0.0},
+}
 
 CASES = [(p, norm) for p in DEFENSES for norm in (NORMS if _wants_threat(p) else [None])]
 each_defense = pytest.mark.parametrize(
@@ -35,7 +46,7 @@ each_defense = pytest.mark.parametrize(
 )
 
 
-def objective_of(plugin, norm, teacher=None, parameters=None):
+def objective_of(plugin, norm, teacher=None, parameters=None, classes=5):
     """Build what the plugin adds up to: a regularizer stands on standard training."""
     chosen = {"name": plugin.name, "parameters": parameters or {}}
     regularizer = plugin.facts.get("role") == "regularizer"
@@ -53,7 +64,33 @@ def objective_of(plugin, norm, teacher=None, parameters=None):
         "optimizer": {"name": "sgd", "lr": 0.1},
         "selection": {"metric": "clean_accuracy"},
     }
-    return build_objective(parse_recipe(recipe, origin="test"), teacher=teacher or SmoothTeacher())
+    return build_objective(
+        parse_recipe(recipe, origin="test"),
+        teacher=teacher or SmoothTeacher(),
+        new_network=lambda _: Linear(classes, 16, seed=8),
+    )
+
+
+def trainable(objective, model, last):
+    """Return the model with the last layer, whose name is given, that the objective wants."""
+    with contextlib.suppress(UserError):
+        objective.check(model)
+        return model
+    old = model.get_submodule(last)
+    for head in (
+        CosineHead(old.in_features, old.out_features, scale=15.0),
+        nn.Linear(old.in_features, old.out_features, bias=False),
+    ):
+        head.weight = nn.Parameter(old.weight.detach().clone())
+        model.set_submodule(last, head)
+        with contextlib.suppress(UserError):
+            objective.check(model)
+            return model
+    raise AssertionError("no model that it could train")
+
+
+def small_net_for(objective):
+    return trainable(objective, SmallNet(), "classify")
 
 
 class SmoothNet(nn.Module):
@@ -101,7 +138,8 @@ def batch(classes, count=6, dtype=torch.float64):
 def test_gradients_agree_with_finite_differences(plugin, norm):
     teacher = SmoothTeacher()
     teacher.classes = 4
-    model, objective = SmoothNet(), objective_of(plugin, norm, teacher, WITHOUT_CONSTANTS.get(plugin.name))
+    objective = objective_of(plugin, norm, teacher, WITHOUT_CONSTANTS.get(plugin.name), classes=4)
+    model = trainable(objective, SmoothNet(), "last")
     images, labels, random = batch(4)
 
     def loss():
@@ -131,9 +169,10 @@ def test_gradients_agree_with_finite_differences(plugin, norm):
 
 @each_defense
 def test_every_weight_gets_a_gradient(plugin, norm):
-    model = SmallNet().train()
+    objective = objective_of(plugin, norm)
+    model = small_net_for(objective).train()
     images, labels, random = batch(5, dtype=torch.float32)
-    loss = objective_of(plugin, norm)(model, images, labels, random=random, progress=0.5)
+    loss = objective(model, images, labels, random=random, progress=0.5)
     assert loss.total.shape == ()
     loss.total.backward()
     for name, parameter in model.named_parameters():
@@ -145,9 +184,11 @@ def test_every_weight_gets_a_gradient(plugin, norm):
 @each_defense
 def test_same_stream_same_loss_and_parts_are_plain_numbers(plugin, norm):
     images, labels, random = batch(5, dtype=torch.float32)
-    results = [
-        objective_of(plugin, norm)(SmallNet().train(), images, labels, random=random, progress=0.5) for _ in range(2)
-    ]
+    results = []
+    for _ in range(2):
+        objective = objective_of(plugin, norm)
+        model = small_net_for(objective).train()
+        results.append(objective(model, images, labels, random=random, progress=0.5))
     assert results[0].total.item() == results[1].total.item()
     assert ("accuracy" in results[0].parts) is plugin.facts.get("uses_labels", True)
     for name, value in results[0].parts.items():
@@ -159,11 +200,14 @@ def test_same_stream_same_loss_and_parts_are_plain_numbers(plugin, norm):
 @each_defense
 @pytest.mark.parametrize("training", [True, False])
 def test_leaves_images_flags_modes_and_generators_alone(plugin, norm, training):
-    model = SmallNet().train(training)
+    objective = objective_of(plugin, norm)
+    model = small_net_for(objective).train(training)
     model.features[1].eval()
     images, labels, random = batch(5, dtype=torch.float32)
     before = images.clone(), torch.get_rng_state(), [m.training for m in model.modules()]
-    objective_of(plugin, norm)(model, images, labels, random=random, progress=0.5)
+    weights = [p.detach().clone() for p in model.parameters()]
+    objective(model, images, labels, random=random, progress=0.5)
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     assert torch.equal(images, before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
     assert [m.training for m in model.modules()] == before[2]
@@ -186,7 +230,7 @@ def test_labels_are_used_if_it_says_so(plugin, norm):
     objective = objective_of(plugin, norm)
     if plugin.facts.get("uses_labels", True):
         with pytest.raises(AssertionError, match="labels were touched"):
-            objective(SmallNet().train(), images, hidden, random=random, progress=0.5)
+            objective(small_net_for(objective).train(), images, hidden, random=random, progress=0.5)
     else:
         seen = objective(SmallNet().train(), images, hidden, random=random, progress=0.5)
         plain = objective(SmallNet().train(), images, labels, random=random, progress=0.5)
@@ -197,7 +241,8 @@ def test_labels_are_used_if_it_says_so(plugin, norm):
 def test_progress_from_start_to_end(plugin, norm):
     images, labels, random = batch(5, dtype=torch.float32)
     for progress in (0.0, 0.999):
-        loss = objective_of(plugin, norm)(SmallNet().train(), images, labels, random=random, progress=progress)
+        objective = objective_of(plugin, norm)
+        loss = objective(small_net_for(objective).train(), images, labels, random=random, progress=progress)
         assert loss.total.isfinite()
 
 
@@ -205,7 +250,7 @@ def test_progress_from_start_to_end(plugin, norm):
 def test_entry_agrees_with_its_file(plugin):
     entry = plugin.load()
     assert entry.name == plugin.entry
-    assert entry.source
+    assert re.search(r"[ (](19|20)\d\d(?![.\d])", entry.source), "names the paper and its year"
     code = entry.objective.__call__ if inspect.isclass(entry.objective) else entry.objective
     parameters = [p for p in inspect.signature(code).parameters if p != "self"]
     assert parameters[:3] == ["model", "images", "labels"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from robench import catalog
 from robench.checkpoints import build_classifier
 from robench.recipe import apply_settings, load_recipe
-from robench.training.objective import build_objective
+from robench.training.objective import build_objective, rehearse
 from robench.training.schedules import learning_rate
+
+
+def objective_of(recipe):
+    return build_objective(recipe, teacher=torch.nn.Identity(), new_network=lambda _: torch.nn.Identity())
+
 
 each_recipe = pytest.mark.parametrize("name", list(catalog.plugins("recipes")))
 
@@ -32,11 +39,22 @@ def test_builds_a_network_that_fits_its_data(name):
         )
         logits = model.eval()(torch.empty(2, *dataset["image_shape"]))
     assert logits.shape == (2, classes)
+    objective_of(recipe).check(model)
 
 
 @each_recipe
 def test_defense_and_threat_go_together(name):
-    build_objective(load_recipe(name), teacher=torch.nn.Identity())
+    objective_of(load_recipe(name))
+
+
+@each_recipe
+def test_its_loss_can_be_taken(name):
+    recipe = load_recipe(name)
+    facts = catalog.find("datasets", recipe.dataset).facts
+    classes = len(facts["classes"]) or 1000
+    shape, device = facts["image_shape"], torch.device("cpu")
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes)).requires_grad_(False)
+    rehearse(recipe, teacher=teacher, num_classes=classes, input_shape=shape, device=device)
 
 
 @each_recipe

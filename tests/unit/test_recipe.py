@@ -167,3 +167,8 @@ def test_reading_recipes_does_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_augmentation_can_be_switched_off():
+    changed = apply_settings(load_recipe("digits-pgd"), ["augmentation.name=none"])
+    assert changed.augmentation.name == "none"

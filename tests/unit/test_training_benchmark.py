@@ -105,10 +105,22 @@ def test_ideals_of_the_papers_defenses():
     assert training.IDEALS["sgr"]({}, 10) == training.IDEALS["gn"]({}, 10) == {"double": 1, "parameter": -1}
 
 
+@pytest.mark.parametrize(
+    "name", ["mart", "mail", "gaussian_noise", "lrc_noise_augmentation", "fgsm_adv", "pgd_adv", "trades_smoothing"]
+)
+def test_the_baselines_take_the_passes_that_their_ideals_have(name):
+    found = counts_of(name)
+    ideal = training.ideal_of(name)
+    assert found["forward", "none"] == ideal.get("forward", 0)
+    assert found["forward", "images"] == found["backward", "images"] == ideal.get("input", 0)
+    assert found["forward", "weights"] == found["backward", "weights"] == ideal["parameter"]
+
+
 def test_takes_part_whatever_the_catalog_has():
     names = training.default_names()
     entries = {p.entry for p in catalog.plugins("defenses").values()}
-    assert {part for name in names for part in name.split("+")} == entries
+    assert {catalog.find("defenses", part).entry for name in names for part in name.split("+")} == entries
+    assert "fast_training" in names, "a preset that has a goal"
     assert "trades+emr" in names
     assert "pgd_training+emr" in names
     assert len(set(names)) == len(names)

@@ -166,3 +166,51 @@ def test_refuses_what_makes_no_sense():
     for name, value in (("beta", 6.0), ("inner", "kl")):
         with pytest.raises(UserError, match=rf"mail: {name} = {value} belongs to form=trades, and form is at; take"):
             build_objective(recipe(defense={"name": "mail", "parameters": {name: value}}))
+
+
+def test_the_authors_start_is_the_image_plus_little_noise(monkeypatch):
+    settings = catalog.find("defenses", "mail_at_official").settings()
+    assert settings["start"] == "noise"
+    images, labels, random = batch()
+    model = small_net()
+    twin = copy.deepcopy(model).eval()
+    loss = call(model, **{**settings, "steps": 3, "step_size": 0.01})
+    begin = images + 0.001 * random.at("pgd_training").normal(images)
+    current = begin
+    for _ in range(3):
+        current = current.detach().requires_grad_()
+        logits = twin(current)
+        slope = torch.autograd.grad(-logits.log_softmax(1)[torch.arange(6), labels].sum(), current)[0]
+        current = (images + (current.detach() + 0.01 * slope.sign() - images).clamp(-0.05, 0.05)).clamp(0, 1)
+    assert torch.allclose(loss.views["adversarial"].images, current, rtol=0, atol=1e-12)
+    assert not torch.allclose(call(small_net(), steps=3, step_size=0.01).views["adversarial"].images, current)
+
+
+@pytest.mark.parametrize("form", ["at", "trades"])
+def test_start_is_that_of_the_form_unless_it_is_stated(form):
+    starts = {
+        s: call(small_net(), form=form, steps=1, step_size=0.01, start=s).total.item()
+        for s in (None, "noise", "random")
+    }
+    assert starts[None] == starts["random" if form == "at" else "noise"]
+    assert starts["noise"] != starts["random"]
+
+
+@each_threat
+def test_steps_from_the_noise_are_as_long_as_those_of_pgd_training(threat):
+    images, labels, random = batch()
+    worst = pgd_training(
+        small_net(), images, labels, random=random, progress=0.9, threat=threat, steps=10, start="noise"
+    ).views["adversarial"]
+    stated = pgd_training(
+        small_net(),
+        images,
+        labels,
+        random=random,
+        progress=0.9,
+        threat=threat,
+        steps=10,
+        start="noise",
+        step_size=2.5 * threat.radius / 10,
+    ).views["adversarial"]
+    assert torch.equal(worst.images, stated.images)

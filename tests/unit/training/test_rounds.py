@@ -53,8 +53,8 @@ class Spy(Watcher):
         self.teachers, self.students, self.progress, self.rates, self.numbers = [], [], [], [], []
         build = training.build_objective
 
-        def spied(recipe, *, teacher=None):
-            objective = build(recipe, teacher=teacher)
+        def spied(recipe, *, teacher=None, new_network=None):
+            objective = build(recipe, teacher=teacher, new_network=new_network)
             heat = objective.base.call
             call = type(heat).__call__
 
