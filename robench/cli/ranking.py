@@ -67,7 +67,8 @@ def leaderboard(
         shown = None if names else [m for m in known if (folder / "models" / f"{file_name(m)}.html").exists()]
         written += write_papers(tables, store, known, folder, formats=asked, linked=shown)
     if names:
-        written += write_leaderboards(names, store, known, folder)
+        # Written after the papers' pages, which the index lists.
+        written = [*write_leaderboards(names, store, known, folder), *written]
     if json_output:
         print_json([str(path) for path in written])
         return
