@@ -119,12 +119,18 @@ def description(name: str, workspace: Workspace) -> list[dict[str, Any]]:
 
 def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
     kind = catalog.KINDS[plugin.kind]
-    facts = {k: v for k, v in plugin.facts.items() if k not in {"name", "presets"}}
+    facts = {k: v for k, v in plugin.facts.items() if k not in {"name", "presets", "kind"}}
     found = {"kind": kind.singular, "file": f"robench/{kind.folder}/{plugin.path.name}", **facts}
     if plugin.kind == "architectures":
         count = found.pop("parameter_counts").get(plugin.name)
         found["input_shape"] = found.pop("preset_shapes", {}).get(plugin.name, plugin.facts["input_shape"])
         found |= {"parameter count": count if count is not None else "not published"}
+    if plugin.kind == "tables":
+        found["columns"] = [column["title"] for column in plugin.facts.get("columns", ())]
+        rows = plugin.facts.get("rows", ())
+        found["rows"] = [f"{r['title']} ({r['recipe']})" if "recipe" in r else r["title"] for r in rows]
+    if plugin.kind == "papers":
+        found["claims"] = f"{len(plugin.facts.get('claims', ()))}, in claims.html"
     if plugin.kind == "attacks":
         found["backends"] = {name: norms for name in backends.names() if (norms := _norms(name, plugin))}
     if plugin.kind == "backends":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,17 @@ from robench.workspace import Workspace
 
 
 def write_all(place: Workspace) -> list[Path]:
-    """Write all leaderboards and all papers' pages; return the files."""
+    """Write all papers' pages and all leaderboards; return the files."""
     from robench.registry import cards
-    from robench.reporting import write_leaderboards
+    from robench.reporting import write_leaderboards, write_papers
     from robench.store import Store
 
-    boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
-    folder = place.reports / "leaderboards"
+    store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
+    written = write_papers(catalog.plugins("tables"), store, known, folder, formats=("html", "csv"))
+    # The index comes last: it lists what there is.
     images = functools.partial(_images, place)
-    return write_leaderboards(boards, Store(place.reports), cards(place), folder, open_images=images, of_papers=papers)
+    boards = catalog.plugins("leaderboards")
+    return [*written, *write_leaderboards(boards, store, known, folder, open_images=images)]
 
 
 def _images(place: Workspace, examples: Examples) -> ImageSet:
@@ -35,50 +38,58 @@ def _images(place: Workspace, examples: Examples) -> ImageSet:
     return open_split(examples.dataset, examples.split, place)
 
 
+def _check(what: str, asked: Collection[str], known: Collection[str]) -> None:
+    """Raise UnknownName for the first that is not known."""
+    for name in asked:
+        if name not in known:
+            raise UnknownName(what, name, known)
+
+
 def leaderboard(
     table: Annotated[
         list[str] | None, typer.Argument(help="Names of leaderboards or of papers' tables, atent-2 say (default: all).")
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="html, csv, json or latex; may be given again (default: all)."),
+        typer.Option(
+            "--format",
+            help="html, csv, json (not of papers' tables) or latex; may be given again (default: all, of papers' "
+            "tables html and csv).",
+        ),
     ] = None,
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the leaderboards and the papers' tables as HTML and CSV from the stored records.
+    """Write the leaderboards and the papers' tables from the stored records.
 
     Example: robench leaderboard robustness
     """
     from robench.registry import cards
-    from robench.reporting import FORMATS, write_latex, write_leaderboards
-    from robench.store import Store
+    from robench.reporting import FORMATS, PAPER_FORMATS, write_leaderboards, write_papers
+    from robench.store import Store, file_name
 
-    for asked in formats or ():
-        if asked not in FORMATS:
-            raise UnknownName("format", asked, FORMATS)
+    _check("format", formats or (), FORMATS)
     place = Workspace.locate(workspace)
     boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
-    for name in table or ():
-        if name not in {*boards, *papers}:
-            raise UnknownName("leaderboard", name, {*boards, *papers})
-    tables = [name for name in table or papers if name in papers]
+    _check("leaderboard", table or (), {*boards, *papers})
+    of_papers = [form for form in formats or ("html", "csv") if form in PAPER_FORMATS]
+    tables = [name for name in table or papers if name in papers] if of_papers else []
     names = [name for name in table or boards if name in boards]
+    if not tables and not names and table:
+        raise UserError(f"{table[0]} is a paper's table, which is written as {', '.join(PAPER_FORMATS)}; ask for these")
     own = any(place.reports.glob("records/*/*.json")) or any(place.reports.glob("certificates/*/*.json"))
-    if names and (set(formats or FORMATS) != {"latex"} or not tables) and not own:
+    if names and not own:
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
-    store, folder = Store(place.reports), place.reports / "leaderboards"
-    written = write_leaderboards(
-        names,
-        store,
-        cards(place),
-        folder,
-        formats=formats or FORMATS,
-        open_images=functools.partial(_images, place),
-        of_papers=tables,
-    )
-    if formats and "latex" in formats:
-        written += write_latex(tables, store, cards(place), folder)
+    store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
+    written = []
+    if tables:
+        shown = None if names else [m for m in known if (folder / "models" / f"{file_name(m)}.html").exists()]
+        written += write_papers(tables, store, known, folder, formats=of_papers, linked=shown)
+    if names:
+        # Written after the papers' pages, which the index lists.
+        images = functools.partial(_images, place)
+        made = write_leaderboards(names, store, known, folder, formats=formats or FORMATS, open_images=images)
+        written = [*made, *written]
     if json_output:
         print_json([str(path) for path in written])
         return

@@ -15,7 +15,7 @@ from robench.errors import UserError
 from robench.gate import rendering
 from robench.gate.verdicts import Check, Verdict
 from robench.records import Examples
-from robench.reporting.site import environment
+from robench.reporting.rendering import environment
 from robench.workspace import Workspace
 
 #: So many pictures show what kind of example fails; all ids are in the JSON.

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from robench import catalog
 from robench.errors import UserError
 from robench.papers.definitions import Claim, load_paper
-from robench.papers.filling import FilledTable, Filler, PaperCell, setting_of
+from robench.papers.filling import Filler, PaperCell, setting_of
 from robench.recipe import load_recipe
 from robench.smoothing_bounds import largest_radius
 
@@ -60,15 +60,12 @@ Look = Callable[[str], float]
 
 def judge_paper(name: str, filler: Filler) -> list[Judged]:
     """Return the claims of a paper with their verdicts."""
-    tables: dict[str, FilledTable] = {}
 
     def cell(text: str) -> PaperCell:
         match = _CELL.fullmatch(text)
         assert match is not None
         table, row, column = match.groups()
-        if table not in tables:
-            tables[table] = filler.fill(table)
-        return tables[table].cell(row, column)
+        return filler.fill(table).cell(row, column)
 
     return [judge(claim, cell) for claim in load_paper(name).claims]
 

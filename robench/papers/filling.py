@@ -152,10 +152,16 @@ class Filler:
         """Look the records through once."""
         self.cards = {name: stored.card for name, stored in results.cards.items()}
         self.archive = Archive(results)
+        self._filled: dict[str, FilledTable] = {}
         self._differences: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def fill(self, name: str) -> FilledTable:
-        """Return the table of that name with our numbers."""
+        """Return the table of that name with our numbers; claims ask for the same one again."""
+        if name not in self._filled:
+            self._filled[name] = self._fill(name)
+        return self._filled[name]
+
+    def _fill(self, name: str) -> FilledTable:
         table = load_table(name)
         cells = [[self._cell(name, table, row, column) for column in table.columns] for row in table.rows]
         return FilledTable(name=name, table=table, cells=tuple(map(tuple, _placed(table, cells))))

@@ -18,10 +18,8 @@ from urllib.parse import quote
 from robench import catalog
 from robench.datasets import ImageSet
 from robench.errors import UserError
-from robench.papers.definitions import Paper
-from robench.papers.filling import Filler
+from robench.papers.definitions import pages_in
 from robench.records import Examples, ModelCard
-from robench.reporting import papers
 from robench.reporting.comparison import page_data, pictured_examples
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import Drawing, curves_chart, training_charts
@@ -67,16 +65,12 @@ def write_leaderboards(
     *,
     formats: Collection[str] = FORMATS,
     open_images: Callable[[Examples], ImageSet] | None = None,
-    of_papers: Iterable[str] = (),
 ) -> list[Path]:
     """Write the leaderboards `names` and return the files.
 
     `html` is the site: pages of tables and models, `index.html`, and the figures' numbers and drawings; the others are
     one file for each table, which its page offers. Examples are shown as pictures where `open_images` has them, or had
     them before; pictures that are new are kept in the reports folder (:mod:`robench.reporting.pictures`).
-
-    `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index
-    and the models' pages, which are about leaderboards, too, are left as they are.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -90,17 +84,11 @@ def write_leaderboards(
     if "html" in formats:
         pictures = Pictures(store.root, open_images)
         site = Site(out_dir, results, pictures, {end: title for end, (_, title) in downloads.items()})
-        pages |= {out_dir / name: text for name, text in site.papers(of_papers).items()}
-        index = out_dir / "index.html"
-        if boards or not index.exists():
-            listed = list(papers.listed())
-            there = [(f, paper) for f, paper in listed if out_dir / f in pages or (out_dir / f).exists()]
-            pages[index] = site.index(boards, there)
+        pages[out_dir / "index.html"] = site.index(boards)
         for table in tables:
             pages |= {out_dir / name: text for name, text in site.table(table).items()}
         for model in site.models.values():
-            if boards or not site.model_page(model.name).exists():
-                pages |= site.model(model, tables)
+            pages |= site.model(model, tables)
         for path, text in pictures.files().items():
             publish(path, text.encode())
     for path, text in pages.items():
@@ -160,8 +148,8 @@ class Site:
         """Return the page of a model."""
         return self.folder / "models" / f"{file_name(model)}.html"
 
-    def index(self, boards: Mapping[str, list[Table]], of_papers: Iterable[tuple[str, Paper]] = ()) -> str:
-        """Return the page that lists all tables and models, and these papers' pages by their files."""
+    def index(self, boards: Mapping[str, list[Table]]) -> str:
+        """Return the page that lists all tables and models."""
         boards = {name: tables for name, tables in boards.items() if tables} or boards
         # What most readers come for stands first.
         boards = dict(sorted(boards.items(), key=lambda item: item[0] != "robustness"))
@@ -172,26 +160,8 @@ class Site:
             boards=boards,
             summaries=summaries,
             leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
-            papers=list(of_papers),
+            papers=pages_in(self.folder),
         )
-
-    def papers(self, tables: Iterable[str]) -> dict[str, str]:
-        """Return the files of papers' tables by name: a page for each paper, a CSV for each table, and the claims."""
-        wanted = papers.all_tables(tables)
-        if not wanted:
-            return {}
-        filler = Filler(self.results)
-        pages = papers.filled_pages(filler, map(papers.paper_of, wanted))
-        claims = papers.judged_claims(filler)
-        known = {"cards": self.results.cards, "models_of": papers.models_of}
-        files = {
-            papers.page_name(page.name): self._render("paper.html", self.folder / "paper.html", entry=page, **known)
-            for page in pages
-        }
-        files["claims.html"] = self._render(
-            "claims.html", self.folder / "claims.html", claims=claims, papers=dict(papers.listed_by_name())
-        )
-        return files | {"claims.csv": papers.claims_csv(claims), **papers.csv_files(pages, wanted)}
 
     def table(self, table: Table) -> dict[str, str]:
         """Return a table's page, the page that compares two of its models, and its figures, by the files' names."""

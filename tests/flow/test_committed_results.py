@@ -19,7 +19,7 @@ from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
 from robench.planning import is_minimum_norm
 from robench.registry import read_cards
-from robench.reporting import write_leaderboards
+from robench.reporting import write_leaderboards, write_papers
 from robench.smoothing_bounds import clopper_pearson_lower, radius_of
 from robench.store import Store
 from robench.workspace import Workspace
@@ -132,8 +132,9 @@ def test_leaderboards_come_out_byte_for_byte(tmp_path):
         (tmp_path / part).symlink_to(ROOT / part)
     out = tmp_path / "reports" / "leaderboards"
     store = Store(tmp_path / "reports")
-    cards, papers = read_cards([tmp_path / "model_zoo"]), list(catalog.plugins("tables"))
-    written = write_leaderboards(names, store, cards, out, of_papers=papers)
+    cards = read_cards([tmp_path / "model_zoo"])
+    written = write_papers(catalog.plugins("tables"), store, cards, out, formats=("html", "csv"))
+    written += write_leaderboards(names, store, cards, out)
     committed = ROOT / "reports" / "leaderboards"
     assert {p.relative_to(out) for p in written} == {
         p.relative_to(committed) for p in committed.rglob("*") if p.is_file()

@@ -81,6 +81,10 @@ def test_a_smoke_run_is_no_evidence_and_scales_are_not_mixed() -> None:
     values = {"t-1[a].x": cell(value=60.0), "t-1[b].x": cell(value=50.0)}
     assert judge(order, values.__getitem__).verdict == "holds"
     assert judge(order, {**values, "t-1[b].x": cell(value=50.0, scale="smoke")}.__getitem__).verdict == "not measured"
+    tiny = {name: cell(value=c.value, scale="smoke") for name, c in values.items()}
+    found = judge(order, tiny.__getitem__)
+    assert (found.verdict, found.printed_verdict) == ("not measured", "does not")
+    assert "smoke run" in found.why
     mixed = judge(order, {**values, "t-1[b].x": cell(value=50.0, scale="reduced")}.__getitem__)
     assert mixed.verdict == "not measured"
     assert "different scales" in mixed.why
