@@ -1,4 +1,7 @@
-"""Intervals: every accuracy that robench states carries two, every mean and median of distances one."""
+"""Intervals: every accuracy that robench states carries two, every mean and median of distances one.
+
+And whether two models differ at all: exact paired tests, and the groups that they cannot take apart.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,3 +101,88 @@ def exceeds(count: int, n: int, share: float, *, level: float = 0.01) -> bool:
         for k in range(count, n + 1)
     ]
     return math.fsum(map(math.exp, log_tail)) <= level * (1 + 1e-9)
+
+
+#: Probability of ever calling two equal models different, over all pairs of a table together.
+SEPARATION_LEVEL = 0.05
+
+
+def mcnemar(first_alone: NDArray[np.integer[Any]], second_alone: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Return the exact two-sided p-values of McNemar's test, one for each pair of models on the same examples.
+
+    Of the examples on which exactly one of the two is right, `first_alone` (any shape) are the first's and
+    `second_alone` the second's. Were the models equally good, either count would be binomial with probability 1/2
+    (McNemar, Psychometrika 12, 1947).
+    """
+    fewer, of = np.minimum(first_alone, second_alone), np.asarray(first_alone) + second_alone
+    pairs, places = np.unique(np.stack([fewer.ravel(), of.ravel()]), axis=1, return_inverse=True)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, of.max(initial=0) + 1)))])
+
+    def tail(most: int, n: int) -> float:
+        k = np.arange(most + 1)
+        return float(np.exp(log_factorial[n] - log_factorial[k] - log_factorial[n - k] - n * math.log(2)).sum())
+
+    found = np.array([min(1.0, 2 * tail(int(most), int(n))) for most, n in pairs.T])
+    return found[places].reshape(fewer.shape) if found.size else np.ones(fewer.shape)
+
+
+def holm(p_values: NDArray[np.float64], *, level: float = SEPARATION_LEVEL) -> NDArray[np.bool_]:
+    """Return which hypotheses `(n,)` Holm's procedure rejects: a true one of all with at most the probability `level`.
+
+    S. Holm, Scandinavian Journal of Statistics 6, 1979.
+    """
+    order, n = np.argsort(p_values, kind="stable"), len(p_values)
+    passed = p_values[order] * np.arange(n, 0, -1) <= level
+    rejected = np.zeros(n, np.bool_)
+    rejected[order] = np.logical_and.accumulate(passed)
+    return rejected
+
+
+def separated(right: NDArray[np.bool_], *, level: float = SEPARATION_LEVEL) -> NDArray[np.bool_]:
+    """Return which pairs of models `(M, M)` exact McNemar tests tell apart, corrected for the number of pairs.
+
+    `right` is `(M, N)`: which of the same N examples each model gets right.
+    """
+    # float32 counts exactly up to 2^24 examples, and its product is the fast one.
+    ones = right.astype(np.float32)
+    alone = np.rint(ones @ (1 - ones).T).astype(np.int64)
+    rows, columns = np.triu_indices(len(right), 1)
+    found = np.zeros((len(right), len(right)), np.bool_)
+    found[rows, columns] = holm(mcnemar(alone[rows, columns], alone[columns, rows]), level=level)
+    return found | found.T
+
+
+def groups_of(apart: NDArray[np.bool_]) -> list[tuple[int, ...]]:
+    """Return for each of M models the numbers (from 0) of its groups: two models share one if they are not `apart`.
+
+    `apart` is `(M, M)` and symmetric. Being inseparable is not transitive, so a model may be in several groups; every
+    group is as large as it can be, and they come in the order of the models (H.-P. Piepho's letters, Journal of
+    Computational and Graphical Statistics 13, 2004).
+    """
+    together = ~apart | np.eye(len(apart), dtype=np.bool_)
+    covered = np.eye(len(apart), dtype=np.bool_)
+    found: list[tuple[int, ...]] = []
+    for one in range(len(apart)):
+        if together[one].sum() == 1:
+            found.append((one,))
+        while (left := together[one, one:] & ~covered[one, one:]).any():
+            members = [one, one + int(left.argmax())]
+            allowed = together[members[0]] & together[members[1]]
+            allowed[members] = False
+            while allowed.any():
+                # The best placed of those that all members allow.
+                members.append(int(allowed.argmax()))
+                allowed &= together[members[-1]]
+                allowed[members[-1]] = False
+            covered[np.ix_(members, members)] = True
+            found.append(tuple(sorted(members)))
+    found.sort()
+    return [tuple(number for number, members in enumerate(found) if model in members) for model in range(len(apart))]
+
+
+def possible_ranks(right: NDArray[np.bool_], apart: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the best and the worst rank of each model, counting only those models that are `apart` from it."""
+    counts = right.sum(1)
+    better = (apart & (counts[None, :] > counts[:, None])).sum(1)
+    worse = (apart & (counts[None, :] < counts[:, None])).sum(1)
+    return [(1 + int(above), len(right) - int(below)) for above, below in zip(better, worse, strict=True)]

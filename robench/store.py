@@ -261,6 +261,11 @@ class Store:
 
     def outcomes(self, record: EvalRecord | TransferRecord | CertificateRecord) -> dict[str, NDArray[Any]]:
         """Return a record's rows, sorted by example_id; raise UnsafeFile if they are gone or changed."""
+        kind = _kind_of(record)
+        return _columns(_read_parquet(self.outcome_data(record), kind), kind)
+
+    def outcome_data(self, record: EvalRecord | TransferRecord | CertificateRecord) -> bytes:
+        """Return the file of a record's rows; raise UnsafeFile if it is gone or changed."""
         path = self.outcomes_path(record)
         own = self._path_of(record)
         try:
@@ -272,8 +277,7 @@ class Store:
                 f"{path} does not match its record's outcomes_sha256; restore it, "
                 f"or delete it and {own} and evaluate again"
             )
-        kind: RowKind = "certificates" if isinstance(record, CertificateRecord) else "outcomes"
-        return _columns(_read_parquet(data, kind), kind)
+        return data
 
     def _path_of(self, record: EvalRecord | TransferRecord | CertificateRecord) -> Path:
         match record:
@@ -285,13 +289,14 @@ class Store:
                 return self.certificate_path(record.spec)
 
     def results(self, cards: Mapping[str, StoredCard]) -> Results:
-        """Return everything that leaderboards are built from; rows are read when asked for, and once."""
+        """Return everything that leaderboards are built from; columns of rows are read when asked for, and once."""
         cache: dict[str, Rows] = {}
+        shared: dict[bytes, NDArray[Any]] = {}
 
         def outcomes(record: EvalRecord | TransferRecord | CertificateRecord) -> Rows:
             key = record.outcomes_sha256
             if key not in cache:
-                cache[key] = self.outcomes(record)
+                cache[key] = _LazyRows(self, record, shared)
             return cache[key]
 
         return Results(tuple(self.records()), cards, outcomes, tuple(self.transfers()), tuple(self.certificates()))
@@ -357,6 +362,48 @@ class Store:
                     yield table
 
 
+#: What every table needs of a record's rows, read at once; the other columns wait until somebody asks.
+_USUAL: Mapping[RowKind, tuple[str, ...]] = {
+    "outcomes": ("example_id", "label", "attacked", "robust"),
+    "certificates": ("example_id", "correct", "radius"),
+}
+
+
+class _LazyRows(Mapping[str, NDArray[Any]]):
+    """The rows of one record, column by column: a thousand records of 10,000 rows would not fit whole into memory."""
+
+    def __init__(
+        self, store: Store, record: EvalRecord | TransferRecord | CertificateRecord, shared: dict[bytes, NDArray[Any]]
+    ) -> None:
+        """Read nothing yet; `shared` has the arrays that many records have alike (ids, labels), by their hash."""
+        self._store, self._record, self._shared = store, record, shared
+        self._kind = _kind_of(record)
+        self._read: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._read:
+            if name not in _COLUMNS[self._kind]:
+                raise KeyError(name)
+            wanted = [c for c in dict.fromkeys((*_USUAL[self._kind], name)) if c not in self._read]
+            table = _read_parquet(self._store.outcome_data(self._record), self._kind, wanted)
+            for column in wanted:
+                array = _array(table[column].combine_chunks(), _COLUMNS[self._kind][column])
+                if column in {"example_id", "label"}:
+                    array = self._shared.setdefault(hashlib.sha256(array.tobytes()).digest() + column.encode(), array)
+                self._read[column] = array
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COLUMNS[self._kind])
+
+    def __len__(self) -> int:
+        return len(_COLUMNS[self._kind])
+
+
+def _kind_of(record: EvalRecord | TransferRecord | CertificateRecord) -> RowKind:
+    return "certificates" if isinstance(record, CertificateRecord) else "outcomes"
+
+
 def file_name(name: str) -> str:
     """Return a name that is safe as a file's: itself if it is, else its safe part and a hash of it.
 
@@ -416,16 +463,18 @@ def _parquet(table: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _read_parquet(data: bytes, kind: RowKind) -> Any:
+def _read_parquet(data: bytes, kind: RowKind, columns: Collection[str] | None = None) -> Any:
+    """Return the rows of a file with these columns (None: all), whose schema is that of the kind."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read(columns if columns is None else list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise UnsafeFile(f"these are no outcomes: {error}") from None
-    if not table.schema.equals(_schema(kind)) or any(column.null_count for column in table.columns):
-        raise UnsafeFile(f"these are no outcomes: the columns are {', '.join(table.column_names)}")
+    if not file.schema_arrow.equals(_schema(kind)) or any(column.null_count for column in table.columns):
+        raise UnsafeFile(f"these are no outcomes: the columns are {', '.join(file.schema_arrow.names)}")
     return table
 
 
@@ -479,8 +528,10 @@ def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
     return record
 
 
-def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
+def publish(path: Path, data: bytes, *, replace: bool = True, durable: bool = True) -> bool:
     """Put `data` at `path`, whole or not at all; without `replace`, return False if a file is there.
+
+    What is not `durable` may be lost if the machine stops in the next seconds: for what is made again in seconds.
 
     Raises StorageError, one line that names the folder and the remedy.
     """
@@ -490,8 +541,9 @@ def publish(path: Path, data: bytes, *, replace: bool = True) -> bool:
         try:
             with temporary.open("xb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             if replace:
                 os.replace(temporary, path)
             else:

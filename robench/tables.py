@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from robench.records import Proportion
+from robench.records import Examples, Proportion
 
 Role = Literal["rank", "model", "label", "accuracy", "distance", "amount"]
 """What a column holds: the rank, the model, other text, a share of examples in [0, 1], how far from the clean image
@@ -28,7 +28,7 @@ class Cell:
     """How it is shown, where that is not how the column's role shows values."""
     low: float | None = None
     high: float | None = None
-    """Its 95 % interval, of a share Wilson's."""
+    """Its 95 % interval, of a share Wilson's; of a rank the best and the worst one that tests allow."""
     n: int | None = None
     """How many examples it is a share or a mean of."""
     record: Path | None = None
@@ -74,7 +74,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A step function: from each x on it has the y beside it."""
+    """A step function, which from each x on has the y beside it, or points joined by lines."""
 
     title: str
     x: tuple[float, ...]
@@ -97,6 +97,30 @@ class Curves:
     curves: tuple[Curve, ...]
     x_end: float
     """Where the drawing ends; the file has all points."""
+    linear: bool = False
+    """Points joined by lines; else step functions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What it takes to compare any two models of a table image by image.
+
+    Masks have a bit for each of the N examples, the first one in the lowest bit of the first byte.
+    """
+
+    examples: Examples
+    ids: bytes
+    """Positions in the split, ascending, as little-endian 32-bit integers."""
+    labels: bytes
+    """As little-endian 16-bit integers."""
+    models: tuple[str, ...]
+    """One name for each row of the table, in its order."""
+    clean: tuple[bytes, ...]
+    """Right without an attack."""
+    standing: tuple[bytes, ...]
+    """Right in the sense of the ranking column."""
+    attacks: tuple[str, ...]
+    """Keys of the columns that stand for one attack each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +148,8 @@ class Table:
     """What is drawn beside it."""
     reading: tuple[str, ...] = ()
     """Paragraphs on how to read it, beside the columns' descriptions."""
+    comparison: Comparison | None = None
+    """Where its models were shown the same examples."""
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]
@@ -134,6 +160,8 @@ class Table:
             raise ValueError(
                 f"table {self.name}: it is ranked by {self.ranked_by!r}, which is no accuracy and no distance"
             )
+        if self.comparison and len(self.comparison.models) != len(self.rows):
+            raise ValueError(f"table {self.name}: it compares {len(self.comparison.models)} of {len(self.rows)} rows")
         if any(len(row) != len(keys) for row in self.rows):
             raise ValueError(f"table {self.name}: a row has not as many cells as there are columns")
         self._check_ranks(list(self.column(keys[roles.index("rank")])))

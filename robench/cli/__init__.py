@@ -1,7 +1,8 @@
 """The command line: `robench COMMAND`. Thin: each command reads its options, calls the library and prints.
 
 Every error that robench raises on purpose is one line on standard error and an exit status (2: what was asked for is
-wrong; 3: an evaluation failed); Ctrl-C is 130. Nothing here imports torch before a command needs it.
+wrong; 3: an evaluation failed; 1 is a `check` that does not pass); Ctrl-C is 130. Nothing here imports torch before a
+command needs it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typer.exceptions import TyperException
 
 from robench.cli import (
     browsing,
+    checking,
     demonstrating,
     drawing,
     evaluating,
@@ -43,6 +45,8 @@ app.command("transfer")(transferring.transfer)
 app.command("verify")(verifying.verify)
 app.command("reproduce")(reproducing.reproduce)
 app.command("leaderboard")(ranking.leaderboard)
+app.command("check")(checking.check)
+app.add_typer(checking.baseline_app, name="baseline")
 app.command("demo")(demonstrating.demo)
 app.command("list")(browsing.list_catalog)
 app.command("show")(browsing.show)
@@ -86,7 +90,7 @@ def _usage(problem: str, arguments: list[str]) -> str:
     option = re.search(r"'(--[\w-]+)'", line)
     if option and option[1] in arguments[:-1]:
         line += f" (given: {arguments[arguments.index(option[1]) + 1]})"
-    known = {command.name for command in app.registered_commands}
+    known = {*(command.name for command in app.registered_commands), "baseline"}
     return f"{line} (see robench {f'{arguments[0]} ' if arguments and arguments[0] in known else ''}--help)"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -9,20 +10,29 @@ import typer
 
 from robench import catalog
 from robench.cli.options import JsonOption, WorkspaceOption, print_json
+from robench.datasets import ImageSet
 from robench.errors import UnknownName, UserError
+from robench.records import Examples
 from robench.workspace import Workspace
 
 
 def write_all(place: Workspace) -> list[Path]:
-    """Write all papers' pages and all leaderboards; return the files."""
+    """Write all leaderboards and all papers' pages; return the files."""
     from robench.registry import cards
-    from robench.reporting import write_leaderboards, write_papers
+    from robench.reporting import write_leaderboards
     from robench.store import Store
 
-    store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
-    written = write_papers(catalog.plugins("tables"), store, known, folder, formats=("html", "csv"))
-    # The index comes last: it lists what there is.
-    return [*written, *write_leaderboards(catalog.plugins("leaderboards"), store, known, folder)]
+    boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
+    folder = place.reports / "leaderboards"
+    images = functools.partial(_images, place)
+    return write_leaderboards(boards, Store(place.reports), cards(place), folder, open_images=images, of_papers=papers)
+
+
+def _images(place: Workspace, examples: Examples) -> ImageSet:
+    """Return the images that pages show pictures of."""
+    from robench.datasets import open_split
+
+    return open_split(examples.dataset, examples.split, place)
 
 
 def leaderboard(
@@ -31,44 +41,44 @@ def leaderboard(
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="html, csv or latex (papers' tables); may be given again (default: html, csv)."),
+        typer.Option("--format", help="html, csv, json or latex; may be given again (default: all)."),
     ] = None,
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the leaderboards and the papers' tables from the stored records.
+    """Write the leaderboards and the papers' tables as HTML and CSV from the stored records.
 
     Example: robench leaderboard robustness
     """
     from robench.registry import cards
-    from robench.reporting import PAPER_FORMATS, write_leaderboards, write_papers
-    from robench.store import Store, file_name
+    from robench.reporting import FORMATS, write_latex, write_leaderboards
+    from robench.store import Store
 
+    for asked in formats or ():
+        if asked not in FORMATS:
+            raise UnknownName("format", asked, FORMATS)
     place = Workspace.locate(workspace)
     boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
-    if unknown := [name for name in table or () if name not in {*boards, *papers}]:
-        raise UnknownName("leaderboard", unknown[0], {*boards, *papers})
-    if unknown := [form for form in formats or () if form not in PAPER_FORMATS]:
-        raise UnknownName("format", unknown[0], PAPER_FORMATS)
-    asked = formats or ["html", "csv"]
+    for name in table or ():
+        if name not in {*boards, *papers}:
+            raise UnknownName("leaderboard", name, {*boards, *papers})
     tables = [name for name in table or papers if name in papers]
-    names = [name for name in table or boards if name in boards] if {"html", "csv"} & set(asked) else []
-    if table and not tables and not names:
-        raise UserError(f"leaderboard {table[0]} has no LaTeX form; name a paper's table (robench list tables)")
-    if (
-        names
-        and not any(place.reports.glob("records/*/*.json"))
-        and not any(place.reports.glob("certificates/*/*.json"))
-    ):
+    names = [name for name in table or boards if name in boards]
+    own = any(place.reports.glob("records/*/*.json")) or any(place.reports.glob("certificates/*/*.json"))
+    if names and (set(formats or FORMATS) != {"latex"} or not tables) and not own:
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
-    store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
-    written = []
-    if tables:
-        shown = None if names else [m for m in known if (folder / "models" / f"{file_name(m)}.html").exists()]
-        written += write_papers(tables, store, known, folder, formats=asked, linked=shown)
-    if names:
-        # Written after the papers' pages, which the index lists.
-        written = [*write_leaderboards(names, store, known, folder), *written]
+    store, folder = Store(place.reports), place.reports / "leaderboards"
+    written = write_leaderboards(
+        names,
+        store,
+        cards(place),
+        folder,
+        formats=formats or FORMATS,
+        open_images=functools.partial(_images, place),
+        of_papers=tables,
+    )
+    if formats and "latex" in formats:
+        written += write_latex(tables, store, cards(place), folder)
     if json_output:
         print_json([str(path) for path in written])
         return

@@ -21,7 +21,7 @@ from robench.cli.options import (
 )
 from robench.errors import UserError
 from robench.recipe import apply_settings, load_recipe
-from robench.reporting.formatting import duration
+from robench.reporting.formatting import duration, size
 from robench.workspace import Workspace
 
 
@@ -92,11 +92,11 @@ def train(
             "steps": f"{found.steps:,} ({rounds}{resolved.epochs} epochs of {found.steps_per_epoch:,})",
             "passes": f"{found.passes} per example and step ({found.passes * found.examples:,} an epoch)",
             "time": f"about {duration(found.seconds)} on {target}, validation not counted",
+            "memory of a step": f"about {size(found.bytes)}: {size(found.bytes_besides)}, and "
+            f"{size(found.bytes_per_image)} for each of {found.batch:,} images at a time",
         }
-        if found.peak_bytes is not None:
-            facts["memory of a pass"] = f"{found.peak_bytes / 2**30:.2f} GiB"
         if json_output:
-            print_json({"recipe": resolved.model_dump(mode="json"), **asdict(found)})
+            print_json({"recipe": resolved.model_dump(mode="json"), **asdict(found), "bytes": found.bytes})
         else:
             print_table(["", ""], [[k, v] for k, v in facts.items()], title="Would train")
         return

@@ -15,6 +15,13 @@ case is taken over that, with the interval that holds at any stopping.
 Noise without a bound (lrc-noise) is no adversary of the ball's: it has tables of its own, by its scale.
 
 A worst case is no better than its attacks: the flags of the records' diagnostics stand beside it.
+
+Ranks say more than the images can bear where models are alike. So all ranked models are compared pair by pair, on the
+same images, by exact McNemar tests with Holm's correction for the number of pairs: models that no test takes apart
+share a group, and every rank has the best and the worst one that the tests allow beside it.
+
+What was measured with weights that a model no longer has, or with an attack whose version has gone up since, does not
+count; it is the table's history.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -32,9 +40,20 @@ from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
 from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
-from robench.statistics import wilson
+from robench.statistics import groups_of, possible_ranks, separated, wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
-from robench.tables import Cell, Column, Grid, Table, competition_ranks, natural, proportion_cell
+from robench.tables import (
+    Cell,
+    Column,
+    Comparison,
+    Curve,
+    Curves,
+    Grid,
+    Table,
+    competition_ranks,
+    natural,
+    proportion_cell,
+)
 from robench.threat_model import fraction_text
 
 #: The diagnostics that follow from a record's rows; all others need a look at the model.
@@ -50,6 +69,12 @@ _READING = (
     "longer or gradient-free attacks that still break more. A flag goes where another attack of the same model passes "
     "the check. Looked at is a sample of the images, so a model without flags is not proven sound.",
     "A model that was not put through all attacks of the table has no rank, because fewer attacks make an easier test.",
+)
+_READING_GROUPS = (
+    "Groups say which differences are real. Every two ranked models are compared on the same images by an exact "
+    "McNemar test, and Holm's procedure keeps the chance of even one wrong separation in the table at 5 %. Models that "
+    "share a letter could not be taken apart; the small numbers below a rank are the best and the worst rank that the "
+    "tests allow. More images would take more models apart."
 )
 
 
@@ -67,6 +92,11 @@ class Contestant:
     note: str | None
     robust: NDArray[np.bool_]
     """(N,): correct after every attack, of the examples that all answers have."""
+
+    @property
+    def sequential(self) -> bool:
+        """Tell whether it stopped when it knew enough, on examples of its own."""
+        return next(iter(self.answers.values())).record.spec.until is not None
 
     @property
     def worst_case(self) -> float:
@@ -107,6 +137,7 @@ def table_name(spec: EvalSpec) -> str:
 
 def build_table(name: str, group: list[StoredRecord], results: Results) -> Table:
     """Return the table of records that share examples and threat model."""
+    group, former = current_and_former(group, results)
     # An attack that failed for every model is a column, too: without an answer to it nobody has a rank.
     attacks = attack_titles(s.record.spec for s in group)
     contestants = sorted(contestants_of(group, results), key=lambda c: (-c.worst_case, natural(c.name)))
@@ -114,6 +145,14 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     others = sorted((c for c in contestants if c not in ranked), key=lambda c: natural(c.name))
     ranks = competition_ranks(c.worst_case for c in ranked)
     spec = group[0].record.spec
+    grouped = spec.until is None
+    places = standings([c.robust for c in ranked]) if grouped else []
+    everybody = [*ranked, *others]
+    figures: list[Grid | Curves] = (
+        [contributions(everybody, attacks, results)] if len(attacks) > 1 and contestants else []
+    )
+    figures += over_decay_length(everybody, attacks)
+    figures += [history(former, group)] if former else []
     radius = fraction_text(spec.threat.epsilon)
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
     if spec.until is not None:
@@ -126,16 +165,143 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
         name=name,
         title=f"{spec.examples.dataset} under {under}{'' if spec.until is None else ', sequential'}",
         caption=f"{shown}, each {changed}",
-        columns=columns(attacks),
-        rows=(
-            *(row(c, attacks, rank=rank) for c, rank in zip(ranked, ranks, strict=True)),
-            *(row(c, attacks, rank=None) for c in others),
+        columns=columns(attacks, grouped=grouped),
+        rows=tuple(
+            row(c, attacks, rank=rank, standing=standing) for c, rank, standing in zip_longest(everybody, ranks, places)
         ),
         ranked_by="worst_case",
         remarks=tuple(remark(s.record) for s in group if s.record.status != "complete"),
-        warnings=tuple(f"{c.name}: {told}" for c in (*ranked, *others) for told in warnings(c)),
-        figures=(contributions([*ranked, *others], attacks, results),) if len(attacks) > 1 and contestants else (),
-        reading=_READING,
+        warnings=tuple(f"{c.name}: {told}" for c in everybody for told in warnings(c)),
+        figures=tuple(figures),
+        reading=(*_READING, _READING_GROUPS) if grouped else _READING,
+        comparison=comparison(everybody, attacks, results) if grouped and len(everybody) > 1 else None,
+    )
+
+
+def current_and_former(
+    group: Iterable[StoredRecord], results: Results
+) -> tuple[list[StoredRecord], list[StoredRecord]]:
+    """Return the records that count, and those that later weights or versions have superseded.
+
+    Weights are former where the model's card describes others that were evaluated here, too; an attack is where a
+    complete record of a later version of it, or of its library, is in the table.
+    """
+    group = list(group)
+    evaluated = {(s.record.spec.model.id, s.record.spec.model.weights_sha256) for s in group}
+    described = {name: card.card.weights.sha256 for name, card in results.cards.items()}
+    latest: dict[str, tuple[Any, ...]] = {}
+    for stored in group:
+        if stored.record.status == "complete":
+            key = lasting_key(stored.record.spec)
+            latest[key] = max(latest.get(key, ()), _version(stored.record.spec))
+    counting: list[StoredRecord] = []
+    former: list[StoredRecord] = []
+    for stored in group:
+        spec = stored.record.spec
+        weights = described.get(spec.model.id, spec.model.weights_sha256)
+        outdated = spec.model.weights_sha256 != weights and (spec.model.id, weights) in evaluated
+        outdated |= _version(spec) < latest.get(lasting_key(spec), ())
+        (former if outdated else counting).append(stored)
+    return counting, former
+
+
+def lasting_key(spec: EvalSpec) -> str:
+    """Return what a search keeps when its code gets a new version."""
+    return canonical_hash({**_search(spec), "version": None, "backend": spec.attack.library})
+
+
+def _version(spec: EvalSpec) -> tuple[Any, ...]:
+    return spec.attack.version, natural(spec.attack.backend)
+
+
+def standings(robust: Sequence[NDArray[np.bool_]]) -> list[tuple[str, tuple[int, int]]]:
+    """Return for each model, the best first, the letters of its groups and the ranks that the tests allow."""
+    if not robust:
+        return []
+    right = np.stack(robust)
+    apart = separated(right)
+    letters = [" ".join(_letter(number) for number in own) for own in groups_of(apart)]
+    return list(zip(letters, possible_ranks(right, apart), strict=True))
+
+
+def _letter(number: int) -> str:
+    """Return A, B, ..., Z, AA, AB, ..."""
+    above, own = divmod(number, 26)
+    return (_letter(above - 1) if above else "") + chr(ord("A") + own)
+
+
+def comparison(contestants: Sequence[Contestant], attacks: Mapping[str, str], results: Results) -> Comparison:
+    """Return which images each model gets right, without an attack and after all of them."""
+    records = [next(iter(c.answers.values())).record for c in contestants]
+    rows = results.outcomes(records[0])
+    for record in records[1:]:
+        if not np.array_equal(results.outcomes(record)["example_id"], rows["example_id"]):
+            raise UnsafeFile(
+                f"records {records[0].spec.identity} and {record.spec.identity} name the same examples, but their "
+                f"outcomes hold different ones; delete both and evaluate {records[0].spec.model.id} and "
+                f"{record.spec.model.id} again"
+            )
+    names = [c.name for c in contestants]
+    labels = [
+        name if names.count(name) == 1 else f"{name} ({c.note})" for name, c in zip(names, contestants, strict=True)
+    ]
+    return Comparison(
+        examples=records[0].spec.examples,
+        ids=rows["example_id"].astype("<u4").tobytes(),
+        labels=rows["label"].astype("<u2").tobytes(),
+        models=tuple(labels),
+        clean=tuple(_bits(results.outcomes(record)["attacked"]) for record in records),
+        standing=tuple(_bits(c.robust) for c in contestants),
+        attacks=tuple(attacks.values()),
+    )
+
+
+def _bits(mask: NDArray[np.bool_]) -> bytes:
+    return np.packbits(mask, bitorder="little").tobytes()
+
+
+def history(former: Sequence[StoredRecord], current: Sequence[StoredRecord]) -> Grid:
+    """Return what was answered before, each beside what is answered now, where the same was asked again."""
+
+    def asked(stored: StoredRecord) -> tuple[str, str]:
+        return stored.record.spec.model.id, lasting_key(stored.record.spec)
+
+    again = {asked(stored) for stored in former}
+    shown = [(s, "counts") for s in current if asked(s) in again] + [(s, "former") for s in former]
+    order = sorted(
+        ((s, state) for s, state in shown if s.record.status == "complete"),
+        key=lambda item: (
+            natural(item[0].record.spec.model.id),
+            natural(item[0].record.spec.attack.title),
+            item[0].record.provenance.finished,
+            item[0].path,
+        ),
+    )
+    rows, cells = [], []
+    for stored, state in order:
+        spec, record = stored.record.spec, stored.record
+        version = (
+            spec.attack.version if spec.attack.backend == "native" else f"{spec.attack.version}, {spec.attack.backend}"
+        )
+        rows.append(
+            (
+                spec.model.id,
+                spec.attack.title,
+                spec.model.weights_sha256[:8],
+                str(version),
+                record.provenance.finished[:10],
+                state,
+            )
+        )
+        cells.append(tuple(proportion_cell(p, record=stored.path) for p in (record.clean, record.robust)))
+    return Grid(
+        name="history",
+        title="History",
+        caption="Answers that later weights or a later version of the attack have superseded, and what counts now",
+        corner=("Model", "Attack", "Weights", "Version", "Answered", "State"),
+        rows=tuple(rows),
+        columns=("clean", "robust"),
+        cells=tuple(cells),
     )
 
 
@@ -235,6 +401,38 @@ def contributions(contestants: Sequence[Contestant], attacks: Mapping[str, str],
     )
 
 
+def over_decay_length(contestants: Sequence[Contestant], attacks: Mapping[str, str]) -> list[Curves]:
+    """Return accuracy over the decay length of correlated noise, where there is noise of several lengths.
+
+    That is figure 3 of Roth et al., arXiv:1805.08736.
+    """
+    drawn = []
+    for contestant in contestants:
+        points = sorted(
+            (float(s.record.spec.attack.parameters["decay_length"]), s.record.robust.value)
+            for key, s in contestant.answers.items()
+            if key in attacks and s.record.spec.attack.parameters.get("decay_length") is not None
+        )
+        if len(dict(points)) == len(points) > 1:
+            title = contestant.name if contestant.card else " ".join(filter(None, (contestant.name, contestant.note)))
+            x, y = zip(*points, strict=True)
+            drawn.append(Curve(title=title, x=x, y=y, n=len(contestant.robust)))
+    if not drawn:
+        return []
+    return [
+        Curves(
+            name="decay-length",
+            title="Accuracy over decay length",
+            caption="Share of all images that are still correct after noise, by how far the noise correlates",
+            x_title="decay length, pixels",
+            y_title="correct, %",
+            curves=tuple(drawn),
+            x_end=max(curve.x[-1] for curve in drawn),
+            linear=True,
+        )
+    ]
+
+
 def fallen(record: EvalRecord, examples: NDArray[np.int64], results: Results) -> NDArray[np.bool_]:
     """Return which of the `examples` `(N,)` were right without the attack and fell to it."""
     rows = results.outcomes(record)
@@ -291,8 +489,11 @@ def attack_titles(specs: Iterable[EvalSpec]) -> dict[str, str]:
     return dict(sorted(titles.items(), key=lambda item: natural(item[1])))
 
 
-def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
-    """Return the columns for these attacks."""
+def columns(attacks: Mapping[str, str], *, grouped: bool) -> tuple[Column, ...]:
+    """Return the columns for these attacks; models are `grouped` where they were shown the same examples."""
+    group = Column(
+        key="group", title="Group", role="label", description="Models that share a letter: no test takes them apart."
+    )
     return (
         Column(key="rank", title="#", role="rank", description="By worst case; equals share the better rank."),
         Column(
@@ -309,6 +510,7 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
             role="accuracy",
             description="Images still correct after every attack, decided image by image.",
         ),
+        *((group,) if grouped else ()),
         Column(
             key="reliability",
             title="Reliability",
@@ -339,8 +541,16 @@ def columns(attacks: Mapping[str, str]) -> tuple[Column, ...]:
     )
 
 
-def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None) -> tuple[Cell, ...]:
-    """Return a model's cells, in the order of :func:`columns`."""
+def row(
+    contestant: Contestant,
+    attacks: Mapping[str, str],
+    *,
+    rank: int | None,
+    standing: tuple[str, tuple[int, int]] | None,
+) -> tuple[Cell, ...]:
+    """Return a model's cells, in the order of :func:`columns`; `standing` are its groups and possible ranks."""
+    grouped = not contestant.sequential
+    letters, (best, worst) = standing or (None, (None, None))
     own = {key: contestant.answers[key] for key in attacks if key in contestant.answers}
     missing = [title for key, title in attacks.items() if key not in own]
     first = next(iter(own.values()))
@@ -350,7 +560,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
     costs = [stored.record.cost for stored in own.values()]
     top5 = first.record.clean_top5
     return (
-        Cell(value=rank, note=f"not ranked: without {', '.join(missing)}" if missing else None),
+        Cell(value=rank, low=best, high=worst, note=f"not ranked: without {', '.join(missing)}" if missing else None),
         Cell(value=contestant.name, model=contestant.name if card else None, note=contestant.note),
         Cell(value=first.record.spec.model.architecture.name),
         Cell(value=trained_against(card)),
@@ -361,6 +571,7 @@ def row(contestant: Contestant, attacks: Mapping[str, str], *, rank: int | None)
             n=n,
             note=f"over {len(own)} of {len(attacks)} attacks" if missing else None,
         ),
+        *((Cell(value=letters),) if grouped else ()),
         reliability_cell(contestant),
         proportion_cell(
             first.record.clean,

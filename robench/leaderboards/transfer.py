@@ -145,15 +145,17 @@ def average(matrices: Sequence[Matrix]) -> Matrix:
             own = [matrix.entrants[target] for matrix in matrices]
             shared = [source for source in last.entries if all(source in entrant.entries for entrant in own)]
             if shared:
-                entries = {s: _area(epsilons, last.clean, [e.entries[s] for e in own]) for s in shared}
+                entries = {s: average_over_epsilon(epsilons, last.clean, [e.entries[s] for e in own]) for s in shared}
                 worst = [np.all([e.entries[s] for s in shared], axis=0) for e in own]
-                entrants[target] = Entrant(last.model, last.clean, entries, {}, _area(epsilons, last.clean, worst))
+                entrants[target] = Entrant(
+                    last.model, last.clean, entries, {}, average_over_epsilon(epsilons, last.clean, worst)
+                )
     present = {source for entrant in entrants.values() for source in entrant.entries}
     sources = {key: model for key, model in matrices[-1].sources.items() if key in present}
     return Matrix(matrices[-1].source, epsilons, sources, entrants)
 
 
-def _area(
+def average_over_epsilon(
     epsilons: Sequence[Fraction], clean: NDArray[np.bool_], right: Sequence[NDArray[np.bool_]]
 ) -> NDArray[np.float64]:
     """Return per example the mean over epsilon of being right, linear between the epsilons."""

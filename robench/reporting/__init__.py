@@ -1,6 +1,6 @@
-"""Reports: tables and model cards as static HTML pages and CSV files."""
+"""Reports: tables and models as static HTML pages, CSV, JSON and LaTeX files."""
 
-from robench.reporting.papers import PAPER_FORMATS, write_papers
-from robench.reporting.site import write_leaderboards
+from robench.reporting.papers import write_latex
+from robench.reporting.site import FORMATS, write_leaderboards
 
-__all__ = ["PAPER_FORMATS", "write_leaderboards", "write_papers"]
+__all__ = ["FORMATS", "write_latex", "write_leaderboards"]

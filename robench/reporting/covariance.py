@@ -23,7 +23,7 @@ from PIL import Image
 from robench.errors import UnsafeFile, UserError
 from robench.records import ModelCard
 from robench.reporting.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line, Tick
-from robench.reporting.site import environment
+from robench.reporting.rendering import environment
 
 #: Rows and columns of a heat map; of a larger matrix each cell is the mean of a block.
 _LARGEST_MAP = 1024
@@ -106,6 +106,20 @@ def covariance_svg(covariance: Covariance) -> str:
             shape=" x ".join(map(str, covariance.image_shape)),
         )
     )
+
+
+def covariance_charts(covariance: Covariance) -> tuple[Chart, ...]:
+    """Return the curves of a covariance function; a matrix has none."""
+    return tuple(_charts(covariance)) if covariance.values.ndim == 3 else ()
+
+
+def covariance_picture(covariance: Covariance) -> str | None:
+    """Return the heat map of a matrix as the base64 text of a PNG file; a function has none."""
+    if covariance.values.ndim == 3:
+        return None
+    cells, _ = _blocks(covariance.values)
+    largest = float(np.abs(cells).max())
+    return _picture(cells / largest if largest > 0 else cells)
 
 
 def _pairs(covariance: Covariance) -> dict[str, NDArray[np.float64]]:

@@ -1,12 +1,16 @@
-"""Curves as drawings, in lines of SVG: a training log, and what falls within which distance."""
+"""Curves and histograms as drawings, in lines of SVG: a training log, what falls within which distance, and others."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from robench.errors import UserError
 from robench.tables import Curve, Curves
@@ -22,7 +26,7 @@ class Line:
     title: str
     points: str
     last: str
-    """Its last value, as text."""
+    """A value to print beside its name, as text: mostly its last."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,92 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A bar of a histogram, in the drawing's units."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
 class Chart:
-    """Lines that share an axis."""
+    """Lines or bars that share an axis."""
 
     title: str
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    bars: tuple[Bar, ...] = ()
+    x_title: str = ""
+    y_title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of a page: charts or a picture, and their numbers as a file."""
+
+    name: str
+    """Safe as a part of a file's name."""
+    title: str
+    caption: str
+    charts: tuple[Chart, ...] = ()
+    picture: str | None = None
+    """The base64 text of a PNG file."""
+    csv: str
+
+
+def histogram(
+    name: str, title: str, caption: str, values: NDArray[np.float64], *, x_title: str, bins: int = 40
+) -> Drawing:
+    """Return how often which values come up; `values` are at least one, finite and not negative."""
+    end = _ceiling({"x": [float(values.max())]})
+    counts, edges = np.histogram(values, bins=bins, range=(0.0, end))
+    top = 4 * math.ceil(_ceiling({"y": [float(counts.max())]}) / 4)  # ticks are whole images
+    across, up = (WIDTH - LEFT - RIGHT) / end, (HEIGHT - TOP - BOTTOM) / top
+    bars = tuple(
+        Bar(LEFT + across * low, HEIGHT - BOTTOM - up * count, max(0.5, across * (high - low) - 1), up * count)
+        for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        if count
+    )
+    chart = Chart(
+        title,
+        (),
+        tuple(Tick(LEFT + across * end * i / 4, f"{end * i / 4:.4g}") for i in range(5)),
+        tuple(Tick(HEIGHT - BOTTOM - up * top * i / 4, f"{top * i / 4:g}") for i in range(5)),
+        bars,
+        x_title,
+        "images",
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["from", "to", "images"])
+    pairs = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
+    writer.writerows([f"{low:.10g}", f"{high:.10g}", count] for low, high, count in pairs)
+    return Drawing(name=name, title=title, caption=caption, charts=(chart,), csv=text.getvalue())
+
+
+def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, x_title: str) -> Chart:
+    """Return shares in [0, 1] over x as a drawing in percent; points are in the order of x, which is not negative."""
+    end = _ceiling({"x": [x for points in series.values() for x, _ in points]})
+    across, up = (WIDTH - LEFT - RIGHT) / end, HEIGHT - TOP - BOTTOM
+    lines = tuple(
+        Line(
+            name,
+            " ".join(f"{LEFT + across * x:.1f},{HEIGHT - BOTTOM - up * y:.1f}" for x, y in points),
+            f"{100 * points[-1][1]:.4g} %" if points else "",
+        )
+        for name, points in series.items()
+    )
+    return Chart(
+        title,
+        lines,
+        tuple(Tick(LEFT + across * end * i / 4, f"{end * i / 4:.4g}") for i in range(5)),
+        tuple(Tick(HEIGHT - BOTTOM - up * share / 100, f"{share}") for share in (0, 25, 50, 75, 100)),
+        x_title=x_title,
+        y_title="correct, %",
+    )
 
 
 def training_charts(path: Path) -> list[Chart]:
@@ -68,6 +151,14 @@ def training_charts(path: Path) -> list[Chart]:
     return [chart for chart in charts if chart.lines]
 
 
+def curves_chart(curves: Curves) -> Chart:
+    """Return a table's curves as a drawing, in percent."""
+    if not curves.linear:
+        return step_chart(curves)
+    series = {curve.title: list(zip(curve.x, curve.y, strict=True)) for curve in curves.curves}
+    return line_chart(curves.title, series, x_title=curves.x_title)
+
+
 def step_chart(curves: Curves) -> Chart:
     """Return step functions as a drawing, in percent."""
     end = _ceiling({"x": [curves.x_end]})
@@ -80,16 +171,18 @@ def step_chart(curves: Curves) -> Chart:
 
     def points(curve: Curve) -> str:
         """Leave out what is nearer than half a unit to the point before: no drawing shows it."""
-        drawn, height = [(across(0.0), up(0.0))], up(0.0)
+        height = up(curve.y[0]) if curve.x and curve.x[0] == 0 else up(0.0)
+        drawn = [(across(0.0), height)]
         for x, y in zip(curve.x, curve.y, strict=True):
             place = across(min(x, end))
-            if x <= end and (place - drawn[-1][0] >= 0.5 or height - up(y) >= 0.5):
+            if x <= end and (place - drawn[-1][0] >= 0.5 or abs(height - up(y)) >= 0.5):
                 drawn += [(place, height), (place, up(y))]
                 height = up(y)
         drawn.append((across(end), height))
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
 
-    lines = tuple(Line(c.title, points(c), f"{100 * c.y[-1]:.4g} %" if c.y else "") for c in curves.curves)
+    # The share that a reader looks for: what a rising curve comes to, what a falling one comes from.
+    lines = tuple(Line(c.title, points(c), f"{100 * max(c.y):.4g} %" if c.y else "") for c in curves.curves)
     ticks = [end * i / 4 for i in range(5)]
     return Chart(
         curves.title,

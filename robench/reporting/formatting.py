@@ -41,6 +41,8 @@ def interval(cell: Cell, column: Column) -> str:
     """Return the bounds of a cell that has them: "91.2–93.0"."""
     assert cell.low is not None
     assert cell.high is not None
+    if column.role == "rank":
+        return f"{cell.low:.0f}–{cell.high:.0f}"
     if column.role == "distance":
         return f"{length(cell.low)}–{length(cell.high)}"
     return f"{percent(cell.low, cell.n)}–{percent(cell.high, cell.n)}"

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from robench import catalog
 from robench.papers.claims import Judged, judge_paper
-from robench.papers.definitions import Paper, known_tables, load_paper, load_table, page_name, pages_in
+from robench.papers.definitions import Paper, known_tables, load_paper, load_table
 from robench.papers.filling import FilledTable, Filler, PaperCell
-from robench.reporting.site import environment
-from robench.store import Store, StoredCard, file_name, publish
-
-#: What papers' tables are written as.
-PAPER_FORMATS = ("html", "csv", "latex")
+from robench.store import Store, StoredCard, publish
 
 _CSV_COLUMNS = (
     "row_id",
@@ -55,6 +49,21 @@ class PaperPage:
     name: str
     paper: Paper
     tables: tuple[FilledTable, ...]
+
+
+def page_name(paper: str) -> str:
+    """Return the file of a paper's page."""
+    return f"paper-{paper}.html"
+
+
+def listed() -> list[tuple[str, Paper]]:
+    """Return the file of every paper's page with the paper."""
+    return [(page_name(name), load_paper(name)) for name in catalog.plugins("papers")]
+
+
+def listed_by_name() -> list[tuple[str, tuple[str, Paper]]]:
+    """Return every paper by its name, with the file of its page."""
+    return [(name, (page_name(name), load_paper(name))) for name in catalog.plugins("papers")]
 
 
 def paper_of(table: str) -> str:
@@ -185,56 +194,13 @@ def _marked(text: str, place: int | None) -> str:
     return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(place or 0, text)
 
 
-def write_papers(
-    tables: Iterable[str],
-    store: Store,
-    cards: Mapping[str, StoredCard],
-    folder: Path,
-    *,
-    formats: Collection[str] = PAPER_FORMATS,
-    linked: Collection[str] | None = None,
-) -> list[Path]:
-    """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
-    each table and of the claims (`csv`), and each table for booktabs (`latex`).
-
-    `linked` are the models whose pages are there to be linked to; None: all that have a card. Raises UserError for
-    damaged records, StorageError where `folder` cannot be written. Everything is rendered before anything is written.
-    """
-    wanted, filler = all_tables(tables), Filler(store.results(cards))
-    pages, claims = filled_pages(filler, map(paper_of, wanted)), judged_claims(filler)
-    files: dict[str, str] = {}
-    if "html" in formats:
-        show = _Renderer(folder, cards, linked=set(cards if linked is None else linked), csv="csv" in formats)
-        files |= {page_name(page.name): show.page("paper.html", entry=page, models_of=models_of) for page in pages}
-        papers = {name: (page_name(name), load_paper(name)) for name in claims}
-        there = {*files, *(file for file, _ in pages_in(folder))}
-        files["claims.html"] = show.page("claims.html", claims=claims, papers=papers, written=there)
-    filled = [table for page in pages for table in page.tables if table.name in wanted]
-    if "csv" in formats:
-        files |= {f"{table.name}.csv": paper_table_csv(table) for table in filled} | {"claims.csv": claims_csv(claims)}
-    if "latex" in formats:
-        files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
-    for name, text in files.items():
-        publish(folder / name, text.encode())
-    return [folder / name for name in files]
-
-
-class _Renderer:
-    """Renders pages that lie in one folder."""
-
-    def __init__(self, folder: Path, cards: Mapping[str, StoredCard], *, linked: Collection[str], csv: bool) -> None:
-        self.folder = folder
-        self.known = {"folder": folder, "cards": cards, "linked": linked, "csv": csv}
-
-    def page(self, template: str, **values: Any) -> str:
-        shared = {**self.known, "link": self.link, "model_page": self.model_page}
-        return environment().get_template(template).render(**shared, **values)
-
-    def link(self, target: Path) -> str:
-        return quote(Path(os.path.relpath(target, self.folder)).as_posix())
-
-    def model_page(self, model: str) -> Path:
-        return self.folder / "models" / f"{file_name(model)}.html"
+def write_latex(tables: Iterable[str], store: Store, cards: Mapping[str, StoredCard], folder: Path) -> list[Path]:
+    """Write papers' tables as LaTeX files; return them. Raises what :func:`write_leaderboards` raises."""
+    filler = Filler(store.results(cards))
+    files = {folder / f"{name}.tex": paper_table_latex(filler.fill(name)) for name in all_tables(tables)}
+    for path, text in files.items():
+        publish(path, text.encode())
+    return list(files)
 
 
 def all_tables(names: Iterable[str]) -> list[str]:
@@ -256,3 +222,9 @@ def claims_csv(judged: Mapping[str, Iterable[Judged]]) -> str:
             claim = [paper, j.claim.id, j.claim.statement, j.claim.printed, j.claim.unit]
             writer.writerow([*claim, j.measured, j.verdict, j.printed_verdict, j.why, evidence, j.claim.note])
     return text.getvalue()
+
+
+def csv_files(pages: Iterable[PaperPage], tables: Iterable[str]) -> Mapping[str, str]:
+    """Return the CSV of these tables by the files' names."""
+    wanted = set(tables)
+    return {f"{t.name}.csv": paper_table_csv(t) for page in pages for t in page.tables if t.name in wanted}

@@ -1,34 +1,82 @@
-"""The leaderboards' site: a page and a CSV file per table, a page per model, and an index; all plain files.
+"""The leaderboards' site: a page per table with its numbers as files beside it, a page per model, and an index.
 
-The pages are self-contained (no network, no other file needed to show them), and depend on the records and
-cards alone: the same ones give the same bytes.
+The pages are self-contained (no network, no other file needed to show them), work from a disk as from a server, and
+depend on the reports folder and the cards alone: the same ones give the same bytes.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-
 from robench import catalog
-from robench.papers.definitions import pages_in
-from robench.reporting import formatting
+from robench.datasets import ImageSet
+from robench.errors import UserError
+from robench.papers.definitions import Paper
+from robench.papers.filling import Filler
+from robench.records import Examples, ModelCard
+from robench.reporting import papers
+from robench.reporting.comparison import page_data, pictured_examples
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
-from robench.reporting.curves import step_chart, training_charts
-from robench.store import Results, Store, StoredCard, StoredRecord, file_name, publish
+from robench.reporting.curves import Drawing, curves_chart, training_charts
+from robench.reporting.gallery import Gallery, gallery, saved_images
+from robench.reporting.json_files import table_json
+from robench.reporting.latex import measured_latex
+from robench.reporting.model_figures import model_drawings
+from robench.reporting.pictures import Pictures
+from robench.reporting.rendering import environment
+from robench.store import (
+    Results,
+    Store,
+    StoredCard,
+    StoredCertificate,
+    StoredRecord,
+    StoredTransfer,
+    file_name,
+    publish,
+)
 from robench.tables import Cell, Column, Curves, Table, natural
+
+#: What a table is written as besides its page: the ending of the file, how it is made, its name on the page.
+DOWNLOADS: dict[str, tuple[str, Callable[[Table], str], str]] = {
+    "csv": ("csv", table_csv, "CSV"),
+    "json": ("json", table_json, "JSON"),
+    "latex": ("tex", measured_latex, "LaTeX"),
+}
+FORMATS = ("html", *DOWNLOADS)
+
+#: A column of labels can be filtered by if it has so many different ones at most.
+_MOST_CHOICES = 16
+#: Rows of a grid on a page.
+_LONGEST_GRID = 240
+#: Evaluations of one model whose adversarial examples are shown.
+_GALLERIES = 4
 
 
 def write_leaderboards(
-    names: Iterable[str], store: Store, cards: Mapping[str, StoredCard], out_dir: Path
+    names: Iterable[str],
+    store: Store,
+    cards: Mapping[str, StoredCard],
+    out_dir: Path,
+    *,
+    formats: Collection[str] = FORMATS,
+    open_images: Callable[[Examples], ImageSet] | None = None,
+    of_papers: Iterable[str] = (),
 ) -> list[Path]:
-    """Write the leaderboards `names` as HTML and CSV, the model pages and `index.html`; return the files.
+    """Write the leaderboards `names` and return the files.
+
+    `html` is the site: pages of tables and models, `index.html`, and the figures' numbers and drawings; the others are
+    one file for each table, which its page offers. Examples are shown as pictures where `open_images` has them, or had
+    them before; pictures that are new are kept in the reports folder (:mod:`robench.reporting.pictures`).
+
+    `of_papers` are tables of papers: of each its CSV and its paper's page are written. Without a leaderboard the index
+    and the models' pages, which are about leaderboards, too, are left as they are.
 
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
@@ -36,91 +84,202 @@ def write_leaderboards(
     results = store.results(cards)
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
     boards = {name: plugin.load().build(results) for name, plugin in plugins.items()}
-    site = Site(out_dir, results)
-    pages: dict[Path, str] = {out_dir / "index.html": site.index(boards)}
-    for tables in boards.values():
+    tables = [table for own in boards.values() for table in own]
+    downloads = {end: (made, title) for name, (end, made, title) in DOWNLOADS.items() if name in formats}
+    pages = {out_dir / f"{table.name}.{end}": made(table) for table in tables for end, (made, _) in downloads.items()}
+    if "html" in formats:
+        pictures = Pictures(store.root, open_images)
+        site = Site(out_dir, results, pictures, {end: title for end, (_, title) in downloads.items()})
+        pages |= {out_dir / name: text for name, text in site.papers(of_papers).items()}
+        index = out_dir / "index.html"
+        if boards or not index.exists():
+            listed = list(papers.listed())
+            there = [(f, paper) for f, paper in listed if out_dir / f in pages or (out_dir / f).exists()]
+            pages[index] = site.index(boards, there)
         for table in tables:
-            pages[out_dir / f"{table.name}.html"] = site.table(table)
-            pages[out_dir / f"{table.name}.csv"] = table_csv(table)
-            pages |= {out_dir / name: text for name, text in site.figures(table).items()}
-    for model in cards:
-        pages[site.model_page(model)] = site.model(model, [t for tables in boards.values() for t in tables])
+            pages |= {out_dir / name: text for name, text in site.table(table).items()}
+        for model in site.models.values():
+            if boards or not site.model_page(model.name).exists():
+                pages |= site.model(model, tables)
+        for path, text in pictures.files().items():
+            publish(path, text.encode())
     for path, text in pages.items():
-        publish(path, text.encode())
+        publish(path, text.encode(), durable=False)
     return list(pages)
+
+
+@dataclass
+class Model:
+    """All that is known of a model by one name."""
+
+    name: str
+    card: StoredCard | None
+    records: list[StoredRecord] = field(default_factory=list)
+    """Of the weights that the card describes; all where there is no card."""
+    certificates: list[StoredCertificate] = field(default_factory=list)
+    transfers: list[StoredTransfer] = field(default_factory=list)
+    former: list[StoredRecord] = field(default_factory=list)
+    """Of other weights than the card's."""
+
+
+def models_of(results: Results) -> dict[str, Model]:
+    """Return every model that has a card or an answer, by name, in the order of names."""
+    found = {name: Model(name, card) for name, card in results.cards.items()}
+
+    def of(name: str) -> Model:
+        return found.setdefault(name, Model(name, None))
+
+    for stored in results.records:
+        identity = stored.record.spec.model
+        model = of(identity.id)
+        former = model.card is not None and identity.weights_sha256 != model.card.card.weights.sha256
+        (model.former if former else model.records).append(stored)
+    for certificate in results.certificates:
+        identity = certificate.record.spec.model
+        model = of(identity.id)
+        if model.card is None or identity.weights_sha256 == model.card.card.weights.sha256:
+            model.certificates.append(certificate)
+    for transfer in results.transfers:
+        identity = transfer.record.spec.target
+        model = of(identity.id)
+        if model.card is None or identity.weights_sha256 == model.card.card.weights.sha256:
+            model.transfers.append(transfer)
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
 class Site:
     """Renders pages that link to each other and to the records."""
 
-    def __init__(self, folder: Path, results: Results) -> None:
-        """Render for `folder`, which links are relative to."""
-        self.folder, self.results = folder, results
+    def __init__(self, folder: Path, results: Results, pictures: Pictures, downloads: Mapping[str, str]) -> None:
+        """Render for `folder`, which links are relative to; `downloads` are what tables are written as, by ending."""
+        self.folder, self.results, self.pictures, self.downloads = folder, results, pictures, downloads
+        self.models = models_of(results)
+        self._standings: dict[str, list[tuple[Table, Any]]] | None = None
 
     def model_page(self, model: str) -> Path:
         """Return the page of a model."""
         return self.folder / "models" / f"{file_name(model)}.html"
 
-    def index(self, boards: Mapping[str, list[Table]]) -> str:
-        """Return the page that lists all tables and models."""
+    def index(self, boards: Mapping[str, list[Table]], of_papers: Iterable[tuple[str, Paper]] = ()) -> str:
+        """Return the page that lists all tables and models, and these papers' pages by their files."""
         boards = {name: tables for name, tables in boards.items() if tables} or boards
+        # What most readers come for stands first.
+        boards = dict(sorted(boards.items(), key=lambda item: item[0] != "robustness"))
         summaries = {name: catalog.find("leaderboards", name).facts["summary"] for name in boards}
         return self._render(
             "index.html",
             self.folder / "index.html",
             boards=boards,
             summaries=summaries,
-            cards=[stored.card for stored in self.results.cards.values()],
             leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
-            papers=pages_in(self.folder),
+            papers=list(of_papers),
         )
 
-    def table(self, table: Table) -> str:
-        """Return a table's page."""
-        page = self.folder / f"{table.name}.html"
-        return self._render("table.html", page, table=table, strip=_strip, step_chart=step_chart)
+    def papers(self, tables: Iterable[str]) -> dict[str, str]:
+        """Return the files of papers' tables by name: a page for each paper, a CSV for each table, and the claims."""
+        wanted = papers.all_tables(tables)
+        if not wanted:
+            return {}
+        filler = Filler(self.results)
+        pages = papers.filled_pages(filler, map(papers.paper_of, wanted))
+        claims = papers.judged_claims(filler)
+        known = {"cards": self.results.cards, "models_of": papers.models_of}
+        files = {
+            papers.page_name(page.name): self._render("paper.html", self.folder / "paper.html", entry=page, **known)
+            for page in pages
+        }
+        files["claims.html"] = self._render(
+            "claims.html", self.folder / "claims.html", claims=claims, papers=dict(papers.listed_by_name())
+        )
+        return files | {"claims.csv": papers.claims_csv(claims), **papers.csv_files(pages, wanted)}
 
-    def figures(self, table: Table) -> dict[str, str]:
+    def table(self, table: Table) -> dict[str, str]:
+        """Return a table's page, the page that compares two of its models, and its figures, by the files' names."""
+        page = f"{table.name}.html"
+        files = {
+            page: self._render(
+                "table.html",
+                self.folder / page,
+                table=table,
+                strip=_strip,
+                curves_chart=curves_chart,
+                downloads=self.downloads,
+                choices=_choices(table),
+                longest=_LONGEST_GRID,
+            ),
+            **self._figures(table),
+        }
+        if table.comparison:
+            album = self.pictures.album(table.comparison.examples, pictured_examples(table.comparison))
+            page = f"{table.name}-compare.html"
+            data = page_data(table, table.comparison, album)
+            files[page] = self._render("compare.html", self.folder / page, table=table, data=data)
+        return files
+
+    def _figures(self, table: Table) -> dict[str, str]:
         """Return the files of a table's figures by name: the numbers of each, and curves as a drawing."""
         files = {}
         for figure in table.figures:
             stem = f"{table.name}-{figure.name}"
             if isinstance(figure, Curves):
                 files[f"{stem}.csv"] = curves_csv(figure)
-                files[f"{stem}.svg"] = self._render("curves.svg", self.folder, figure=figure, chart=step_chart(figure))
+                chart = curves_chart(figure)
+                files[f"{stem}.svg"] = self._render("curves.svg", self.folder, figure=figure, chart=chart)
             else:
                 files[f"{stem}.csv"] = grid_csv(figure)
         return files
 
-    def model(self, model: str, tables: Iterable[Table]) -> str:
-        """Return a model's page: how it was made, how it stands, how to use it."""
-        stored = self.results.cards[model]
-        log = stored.folder / "training.csv"
-        return self._render(
+    def model(self, model: Model, tables: Iterable[Table]) -> dict[Path, str]:
+        """Return a model's page (how it was made, how it stands, how to use it) and its figures' numbers."""
+        page = self.model_page(model.name)
+        card = model.card.card if model.card else None
+        log = model.card.folder / "training.csv" if model.card else None
+        answers = sorted(model.records, key=_question)
+        drawings = model_drawings(answers, model.certificates, self.results.outcomes)
+        if model.card and (covariance := _covariance(model.card)):
+            drawings.append(covariance)
+        stems = {drawing.name: f"{file_name(model.name)}-{drawing.name}.csv" for drawing in drawings}
+        text = self._render(
             "model.html",
-            self.model_page(model),
-            card=stored.card,
-            charts=training_charts(log) if log.exists() else [],
-            recipe=json.dumps(stored.card.recipe, indent=2, ensure_ascii=False),
-            answers=self._answers(stored),
-            places=[
-                (table, cell.value)
-                for table in tables
-                for cell, named in zip(_of_role(table, "rank"), _of_role(table, "model"), strict=True)
-                if named.model == model
-            ],
+            page,
+            name=model.name,
+            card=card,
+            loading=_loading(model),
+            log=log if log and log.exists() else None,
+            charts=training_charts(log) if log and log.exists() else [],
+            recipe=json.dumps(card.recipe, indent=2, ensure_ascii=False) if card else "",
+            answers=answers,
+            former=sorted(model.former, key=_question),
+            certificates=model.certificates,
+            transfers=model.transfers,
+            drawings=drawings,
+            stems=stems,
+            galleries=self._galleries(answers),
+            places=self._places(tables).get(model.name, []),
         )
+        return {page: text, **{page.parent / stems[drawing.name]: drawing.csv for drawing in drawings}}
 
-    def _answers(self, stored: StoredCard) -> list[StoredRecord]:
-        """Return the records of the weights that the card describes."""
-        card = stored.card
-        identity = card.id, card.weights.sha256
-        own = [
-            stored
-            for stored in self.results.records
-            if (stored.record.spec.model.id, stored.record.spec.model.weights_sha256) == identity
-        ]
-        return sorted(own, key=_question)
+    def _galleries(self, answers: Iterable[StoredRecord]) -> list[Gallery]:
+        """Return the adversarial examples of the first evaluations whose images were kept."""
+        found: list[Gallery] = []
+        for stored in answers:
+            path = saved_images(self.pictures.root, stored.record)
+            if path and len(found) < _GALLERIES:
+                shown = gallery(path, stored.record, self.results.outcomes(stored.record), self.pictures)
+                found += [shown] if shown else []
+        return found
+
+    def _places(self, tables: Iterable[Table]) -> Mapping[str, list[tuple[Table, Any]]]:
+        """Return where each model stands: tables with its rank, None where it has none."""
+        if self._standings is None:
+            self._standings = defaultdict(list)
+            for table in tables:
+                for rank, named in zip(_of_role(table, "rank"), _of_role(table, "model"), strict=True):
+                    name = str(named.model or named.value)
+                    # Where two weights share a name, only those that the card describes are the model's.
+                    if named.model or name not in self.results.cards:
+                        self._standings[name].append((table, rank.value))
+        return self._standings
 
     def _render(self, template: str, page: Path, **values: Any) -> str:
         def link(target: Path) -> str:
@@ -129,8 +288,57 @@ class Site:
         return (
             environment()
             .get_template(template)
-            .render(link=link, folder=self.folder, model_page=self.model_page, **values)
+            .render(link=link, folder=self.folder, model_page=self.model_page, models=self.models, **values)
         )
+
+
+def _loading(model: Model) -> str | None:
+    """Return how the model is loaded in three lines of Python; None where nobody knows its weights."""
+    if model.card is None:
+        return None
+    shape = ", ".join(map(str, model.card.card.input_shape))
+    return (
+        "from robench import checkpoints, registry, workspace\n"
+        f"folder, card = registry.find_card({model.name!r}, workspace.Workspace.locate())\n"
+        "model = checkpoints.load_card_model(card, folder)"
+        f"  # images (N, {shape}) in [0, 1] -> logits (N, {model.card.card.num_classes})"
+    )
+
+
+def _covariance(stored: StoredCard) -> Drawing | None:
+    """Return what structured gradient regularisation has learned, if the model has it and it is at hand."""
+    card: ModelCard = stored.card
+    if card.defense_state is None or not (stored.folder / card.defense_state.file).is_file():
+        return None
+    from robench.reporting import covariance
+
+    try:
+        found = covariance.read_covariance(card, stored.folder)
+    except UserError:
+        if "covariance" in str(card.recipe):
+            raise
+        return None
+    picture = covariance.covariance_picture(found)
+    return Drawing(
+        name="covariance",
+        title="Covariance of the attacks it saw",
+        caption="Over pairs of pixels, orange where negative, green where positive"
+        if picture
+        else "By how far apart two pixels are, for each pair of channels",
+        charts=covariance.covariance_charts(found),
+        picture=picture,
+        csv=covariance.covariance_csv(found),
+    )
+
+
+def _choices(table: Table) -> list[tuple[int, str, list[str]]]:
+    """Return the columns of labels that rows can be filtered by: position, title, and the labels there are."""
+    found = []
+    for place, column in enumerate(table.columns):
+        labels = sorted({str(row[place].value) for row in table.rows if row[place].value is not None}, key=natural)
+        if column.role == "label" and column.key != "group" and 1 < len(labels) <= _MOST_CHOICES:
+            found.append((place, column.title, labels))
+    return found
 
 
 def _question(stored: StoredRecord) -> list[list[tuple[int, str]]]:
@@ -157,19 +365,3 @@ def _strip(table: Table, row: tuple[Cell, ...]) -> list[tuple[Column, Cell]]:
         for column, cell in pairs
         if column.role == "accuracy" and column.key != table.ranked_by and cell.value is not None
     ]
-
-
-@functools.cache
-def environment() -> jinja2.Environment:
-    """Return where templates are found, with the filters that they use."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in ("percent", "count", "duration", "size", "shown", "interval", "sortable"):
-        environment.filters[name] = getattr(formatting, name)
-    return environment

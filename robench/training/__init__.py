@@ -31,7 +31,8 @@ from robench.records import Configured, ModelCard
 from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
 from robench.training.data import Pixels, steps_per_epoch
-from robench.training.loop import Training
+from robench.training.loop import Steps, Training
+from robench.training.memory import Ledger, growth
 from robench.training.objective import build_objective, rehearse
 from robench.training.optimization import averaged_copy, build_optimizer
 from robench.training.progress import TrainingProgress
@@ -102,12 +103,21 @@ class Forecast:
     """Forward and backward passes per example and step, as the defense and its regularizers state them."""
     seconds: float
     """Of all steps, by how long one pass takes on this device; validation comes on top."""
-    peak_bytes: int | None
-    """Of the accelerator's memory in one pass; None on a CPU."""
+    batch: int
+    """Images of one pass: of a batch, or of the part of it that `accumulate` leaves."""
+    bytes_per_image: int
+    """What a step holds at once for each image of a pass."""
+    bytes_besides: int
+    """Weights, their gradients, the optimiser's state and whatever else does not grow with the batch."""
+
+    @property
+    def bytes(self) -> int:
+        """Return what a step holds at once."""
+        return self.bytes_besides + self.batch * self.bytes_per_image
 
 
 def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
-    """Check everything that a training checks before its first step, time a pass, and write nothing."""
+    """Check everything that a training checks before its first step, try a pass and a small step, and write nothing."""
     recipe = _with_its_network(recipe, workspace)
     require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
     keep_large_buffers()
@@ -119,17 +129,51 @@ def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     passes = sum(
         catalog.find("defenses", c.name).training_passes(c.parameters, classes=state.model.num_classes) for c in chosen
     )
-    count = -(-examples // (per_epoch * recipe.accumulate))
-    images = random_images(state.model.input_shape, count=count).to(run.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    seconds = min(_seconds_of_a_pass(state.model.train(), images, run.precision) for _ in range(5))
+    batch = -(-examples // (per_epoch * recipe.accumulate))
     steps = recipe.total_epochs * per_epoch
-    peak = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else None
-    total = steps * recipe.accumulate * passes * seconds
-    return Forecast(steps, per_epoch, examples, passes, total, peak)
+    seconds = steps * recipe.accumulate * passes * _seconds_of_a_pass(state.model.train(), batch, run)
+    del state
+    per_image, besides = _bytes_of_a_step(recipe, run, workspace, batch)
+    return Forecast(steps, per_epoch, examples, passes, seconds, batch, per_image, besides)
 
 
-def _seconds_of_a_pass(model: Classifier, images: Tensor, precision: str) -> float:
+#: A pass that takes so long on a CPU is timed well, and a larger batch takes longer in proportion.
+_ENOUGH_SECONDS = 0.5
+
+
+def _seconds_of_a_pass(model: Classifier, batch: int, run: Run) -> float:
+    """Return how long a forward and a backward pass of a batch take: on a CPU by what a part of it takes."""
+    count = batch if run.device.type == "cuda" else min(batch, 2)
+    while True:
+        images = random_images(model.input_shape, count=count).to(run.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        seconds = min(_seconds_of(model, images, run.precision) for _ in range(3))
+        if count == batch or seconds > _ENOUGH_SECONDS:
+            return seconds * batch / count
+        count = min(batch, 4 * count)
+
+
+def _bytes_of_a_step(recipe: Recipe, run: Run, workspace: Workspace, batch: int) -> tuple[int, int]:
+    """Return what a step on a batch holds for each image, and besides, by first steps on two images and on three."""
+    histories = []
+    pixels = Pixels(open_split(recipe.dataset, "train", workspace), run.device)
+    for count in (2, 3):
+        with Ledger(run.device) as ledger:
+            state = _initial_state(recipe, run, workspace)
+            state.model.train()
+            begun = len(ledger.history)
+            steps = Steps(recipe=recipe.model_copy(update={"accumulate": 1}), precision=run.precision, pixels=pixels)
+            ((ids, raw),) = pixels.batches([torch.arange(count)])
+            steps.take_step(state, ids, raw, total_step=0)
+        # What the optimiser remembers came at the end of this step, and is there all through every other.
+        remembered = (value for values in state.optimizer.state.values() for value in values.values())
+        more = sum(value.nbytes for value in remembered if isinstance(value, Tensor))
+        histories.append([live + more for live in ledger.history[begun:]])
+        del state
+    return growth(*histories, batch=batch)
+
+
+def _seconds_of(model: Classifier, images: Tensor, precision: str) -> float:
     started = time.perf_counter()
     with tensor_float32(allowed=precision == "tf32"):
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):

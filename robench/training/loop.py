@@ -34,63 +34,20 @@ LOOK_EVERY = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """What stays the same throughout one training."""
+class Steps:
+    """What stays the same from step to step."""
 
     recipe: Recipe
     precision: str
     pixels: Pixels
     """Of the train split."""
-    examiner: Examiner
-    folder: Path
-    """Where snapshots and logs are written."""
-    progress: TrainingProgress
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of steps of each epoch."""
         return steps_per_epoch(len(self.pixels), self.recipe.batch_size)
 
-    @property
-    def snapshot(self) -> Path:
-        """Return the snapshot's file."""
-        return self.folder / "snapshot.safetensors"
-
-    def run(self, state: TrainingState) -> None:
-        """Go on from `state` to the end of the last epoch; raise UserError where the loss stops being finite."""
-        clock = _Clock(state)
-        state.model.train()
-        with ScalarsFile(self.folder / "scalars.jsonl", state.scalars) as scalars:
-            while state.epoch < self.recipe.total_epochs:
-                self._epoch(state, clock, scalars)
-                self._finish_epoch(state, clock)
-                if state.epoch % self.recipe.epochs == 0 and state.epoch < self.recipe.total_epochs:
-                    begin_next_round(state, self.recipe)
-                self._save(state, clock, scalars)
-
-    def _epoch(self, state: TrainingState, clock: _Clock, scalars: ScalarsFile) -> None:
-        """Take the steps that the running epoch still has."""
-        recipe = self.recipe
-        order = epoch_order(len(self.pixels), recipe.batch_size, seed=recipe.seed, epoch=state.epoch)
-        for ids, raw in self.pixels.batches(order[state.step :]):
-            total_step = state.epoch * self.steps_per_epoch + state.step
-            losses = self._step(state, ids, raw, total_step)
-            state.step += 1
-            watched = state.step % LOOK_EVERY == 0 or self.pixels.device.type == "cpu"
-            if watched and not bool(losses["loss"].isfinite()):
-                self._diverged(state)
-            if state.step % LOOK_EVERY == 0:
-                scalars.append(total_step + 1, {name: value.item() for name, value in losses.items()})
-            if clock.since_snapshot() >= SNAPSHOT_SECONDS:
-                self._save(state, clock, scalars)
-            self.progress.on_step(
-                step=total_step + 1,
-                total_steps=recipe.total_epochs * self.steps_per_epoch,
-                epoch=state.epoch + 1,
-                epochs=recipe.total_epochs,
-            )
-
-    def _step(self, state: TrainingState, ids: Tensor, raw: Tensor, total_step: int) -> Mapping[str, Tensor]:
+    def take_step(self, state: TrainingState, ids: Tensor, raw: Tensor, total_step: int) -> Mapping[str, Tensor]:
         """Take one step on the examples `ids` and return the batch's loss and its parts, detached."""
         recipe, device = self.recipe, self.pixels.device
         round_step = total_step - state.round * recipe.epochs * self.steps_per_epoch
@@ -123,6 +80,55 @@ class Training:
             update_average(state.average, state.model, decay=recipe.averaging, step=round_step)
         _add(state.sums, sums)
         return {name: value / len(ids) for name, value in sums.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Steps):
+    """What stays the same throughout one training."""
+
+    examiner: Examiner
+    folder: Path
+    """Where snapshots and logs are written."""
+    progress: TrainingProgress
+
+    @property
+    def snapshot(self) -> Path:
+        """Return the snapshot's file."""
+        return self.folder / "snapshot.safetensors"
+
+    def run(self, state: TrainingState) -> None:
+        """Go on from `state` to the end of the last epoch; raise UserError where the loss stops being finite."""
+        clock = _Clock(state)
+        state.model.train()
+        with ScalarsFile(self.folder / "scalars.jsonl", state.scalars) as scalars:
+            while state.epoch < self.recipe.total_epochs:
+                self._epoch(state, clock, scalars)
+                self._finish_epoch(state, clock)
+                if state.epoch % self.recipe.epochs == 0 and state.epoch < self.recipe.total_epochs:
+                    begin_next_round(state, self.recipe)
+                self._save(state, clock, scalars)
+
+    def _epoch(self, state: TrainingState, clock: _Clock, scalars: ScalarsFile) -> None:
+        """Take the steps that the running epoch still has."""
+        recipe = self.recipe
+        order = epoch_order(len(self.pixels), recipe.batch_size, seed=recipe.seed, epoch=state.epoch)
+        for ids, raw in self.pixels.batches(order[state.step :]):
+            total_step = state.epoch * self.steps_per_epoch + state.step
+            losses = self.take_step(state, ids, raw, total_step)
+            state.step += 1
+            watched = state.step % LOOK_EVERY == 0 or self.pixels.device.type == "cpu"
+            if watched and not bool(losses["loss"].isfinite()):
+                self._diverged(state)
+            if state.step % LOOK_EVERY == 0:
+                scalars.append(total_step + 1, {name: value.item() for name, value in losses.items()})
+            if clock.since_snapshot() >= SNAPSHOT_SECONDS:
+                self._save(state, clock, scalars)
+            self.progress.on_step(
+                step=total_step + 1,
+                total_steps=recipe.total_epochs * self.steps_per_epoch,
+                epoch=state.epoch + 1,
+                epochs=recipe.total_epochs,
+            )
 
     def _finish_epoch(self, state: TrainingState, clock: _Clock) -> None:
         """Close the epoch: log row, measurement on the validation split, choice of the best weights."""

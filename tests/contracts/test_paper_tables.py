@@ -26,7 +26,7 @@ from robench.papers.filling import Filler
 from robench.papers.work import askings, evaluation_passes, makings, movings
 from robench.recipe import load_recipe
 from robench.records import Decision
-from robench.reporting import write_papers
+from robench.reporting import write_latex, write_leaderboards
 from robench.store import Store
 
 TABLES = list(catalog.plugins("tables"))
@@ -37,7 +37,8 @@ PAPERS = list(catalog.plugins("papers"))
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The papers' pages without any record."""
     place = tmp_path_factory.mktemp("site")
-    write_papers(TABLES, Store(place / "reports"), {}, place / "out")
+    write_leaderboards([], Store(place / "reports"), {}, place / "out", of_papers=TABLES)
+    write_latex(TABLES, Store(place / "reports"), {}, place / "out")
     return place / "out"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import html
+import re
 
 import numpy as np
 import pytest
@@ -113,15 +115,25 @@ def test_more_steps_break_no_fewer_images():
         assert broken["fgsm"] >= broken["pgd-20"] >= broken["pgd-40"]
 
 
+def test_three_lines_of_a_model_page_load_it():
+    page = (ROOT / "reports" / "leaderboards" / "models" / "mnist-pgd.html").read_text()
+    lines = html.unescape(re.search(r"<h2>Load it</h2>\s*<pre><code>(.*?)</code>", page, re.DOTALL)[1])
+    assert lines.count("\n") == 2
+    names = {}
+    exec(lines, names)
+    assert names["model"](torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_leaderboards_come_out_byte_for_byte(tmp_path):
     names = list(catalog.plugins("leaderboards"))
     # The pages link to records and cards beside them, so they are written into a mirror of the checkout.
-    for part in ("reports/records", "reports/certificates", "reports/outcomes", "model_zoo"):
+    for part in ("reports/records", "reports/certificates", "reports/outcomes", "reports/pictures", "model_zoo"):
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / part).symlink_to(ROOT / part)
     out = tmp_path / "reports" / "leaderboards"
     store = Store(tmp_path / "reports")
-    written = write_leaderboards(names, store, read_cards([tmp_path / "model_zoo"]), out)
+    cards, papers = read_cards([tmp_path / "model_zoo"]), list(catalog.plugins("tables"))
+    written = write_leaderboards(names, store, cards, out, of_papers=papers)
     committed = ROOT / "reports" / "leaderboards"
     assert {p.relative_to(out) for p in written} == {
         p.relative_to(committed) for p in committed.rglob("*") if p.is_file()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +179,19 @@ def test_command_line_makes_its_model_once(data_root, tmp_path, monkeypatch, cap
     assert report["steps"] == 2
     assert np.isfinite(report["ideal_seconds"])
     assert "ideal" in capsys.readouterr().out
+
+
+def test_the_site_is_rebuilt_without_torch() -> None:
+    root = Path(__file__).parents[2]
+    sizes = ["--models", "3", "--attacks", "2", "--examples", "50"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.site", *sizes],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("6 records of 50 examples"), done.stderr
+    assert "without torch" in done.stdout
+    assert "peak memory" in done.stdout

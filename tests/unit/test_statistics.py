@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import combinations
 
+import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from robench.errors import UserError
-from robench.statistics import exceeds, mean_interval, median_ranks, proportion, wilson
+from robench.statistics import (
+    exceeds,
+    groups_of,
+    holm,
+    mcnemar,
+    mean_interval,
+    median_ranks,
+    possible_ranks,
+    proportion,
+    separated,
+    wilson,
+)
 
 GRID = [(k, n) for n in (1, 2, 7, 100, 10_000) for k in sorted({0, 1, n // 3, n // 2, n - 1, n})]
 
@@ -91,3 +105,89 @@ def test_a_mean_s_interval():
     assert (mean, high - mean) == pytest.approx((3.0, 1.959964 * (14 / 3) ** 0.5 / 2))
     assert mean - low == pytest.approx(high - mean)
     assert mean_interval([0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    counts = [(0, 0), (0, 1), (1, 1), (3, 9), (9, 3), (0, 30), (120, 200), (4000, 4100), (0, 9000)]
+    first, second = np.array(counts).T
+    found = mcnemar(first, second)
+    for p, (b, c) in zip(found, counts, strict=True):
+        expected = binomtest(b, b + c).pvalue if b + c else 1.0
+        assert p == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar(first.reshape(3, 3), second.reshape(3, 3)).tolist() == found.reshape(3, 3).tolist()
+    assert mcnemar(np.empty(0, int), np.empty(0, int)).tolist() == []
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    random = np.random.default_rng(0)
+    for n in (0, 1, 2, 5, 60):
+        p = random.random(n) ** 4
+        expected = multipletests(p, alpha=0.05, method="holm")[0] if n else np.zeros(0, bool)
+        assert holm(p).tolist() == expected.tolist()
+    # The second is kept, so the third, which alone would pass its own bound, is kept, too.
+    assert holm(np.array([0.01, 0.03, 0.04])).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_are_those_of_brute_force(seed: int) -> None:
+    """Pair by pair with scipy and statsmodels; then every set of models is tried as a group."""
+    random = np.random.default_rng(seed)
+    share, n = np.sort(random.random(8))[::-1], 120
+    right = random.random((8, n)) < share[:, None]
+    right = right[np.argsort(-right.sum(1), kind="stable")]
+    right[5] = right[4]  # one model twice: never apart
+    pairs = list(combinations(range(8), 2))
+    p = [
+        binomtest(b, b + c).pvalue if (b := (right[i] & ~right[j]).sum()) + (c := (right[j] & ~right[i]).sum()) else 1.0
+        for i, j in pairs
+    ]
+    rejected = dict(zip(pairs, multipletests(p, alpha=0.05, method="holm")[0], strict=True))
+    apart = separated(right)
+    assert {pair: bool(apart[pair]) for pair in pairs} == {pair: bool(r) for pair, r in rejected.items()}
+    assert (apart == apart.T).all()
+    assert not apart.diagonal().any()
+    assert 0 < sum(rejected.values()) < len(pairs)
+
+    groups = groups_of(apart)
+    members = {g: {m for m in range(8) if g in groups[m]} for g in {g for own in groups for g in own}}
+    possible = [
+        set(s) for k in range(1, 9) for s in combinations(range(8), k) if not any(apart[i, j] for i in s for j in s)
+    ]
+    largest = [s for s in possible if not any(s < other for other in possible)]
+    assert all(own in largest for own in members.values()), "a group is as large as it can be"
+    for i, j in pairs:
+        assert bool(set(groups[i]) & set(groups[j])) != apart[i, j], "a shared group means: not apart"
+    assert all(groups), "every model has a group"
+    assert sorted(members) == list(range(len(members)))
+
+    for model, (best, worst) in enumerate(possible_ranks(right, apart)):
+        above = [m for m in range(8) if apart[model, m] and right[m].sum() > right[model].sum()]
+        below = [m for m in range(8) if apart[model, m] and right[m].sum() < right[model].sum()]
+        assert (best, worst) == (1 + len(above), 8 - len(below))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_of_models_in_no_order(seed: int) -> None:
+    """Any pairs may be apart, not only those that are far from each other in the table."""
+    random = np.random.default_rng(seed)
+    apart = np.triu(random.random((7, 7)) < 0.5, 1)
+    apart |= apart.T
+    groups = groups_of(apart)
+    for i, j in combinations(range(7), 2):
+        assert bool(set(groups[i]) & set(groups[j])) != apart[i, j], (i, j)
+
+
+def test_groups_of_few_models() -> None:
+    assert groups_of(np.zeros((0, 0), bool)) == []
+    assert groups_of(np.zeros((1, 1), bool)) == [(0,)]
+    assert groups_of(np.zeros((3, 3), bool)) == [(0,), (0,), (0,)]
+    apart = np.array([[0, 0, 1], [0, 0, 0], [1, 0, 0]], bool)
+    assert groups_of(apart) == [(0,), (0, 1), (1,)]
+    assert groups_of(~np.eye(3, dtype=bool)) == [(0,), (1,), (2,)]
+
+
+def test_equal_models_are_rarely_told_apart() -> None:
+    """Of all tables of equal models, at most the level has a pair that is told apart."""
+    random = np.random.default_rng(1)
+    wrong = sum(separated(random.random((6, 80)) < 0.7).any() for _ in range(200))
+    assert wrong <= 0.05 * 200 + 2 * (0.05 * 0.95 * 200) ** 0.5

@@ -26,18 +26,28 @@
   }
   heads.forEach((head) => head.querySelector("button").addEventListener("click", () => sort(head)));
 
-  const label = document.querySelector(".search");
+  const search = document.querySelector(".search");
+  const filters = [...document.querySelectorAll(".filter")];
   const found = document.querySelector(".found");
   const names = new Map(rows.map((row) => [row, [...row.cells].filter((cell) => cell.matches(".model, .label")).map((cell) => cell.textContent).join(" ").toLowerCase()]));
-  const input = label.querySelector("input");
-  label.hidden = false;
-  input.addEventListener("input", () => {
+  const input = search.querySelector("input");
+  function narrow() {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = filters.map((label) => label.querySelector("select")).filter((select) => select.value);
     let shown = 0;
     rows.forEach((row) => {
-      row.hidden = !words.every((word) => names.get(row).includes(word));
+      row.hidden = !(words.every((word) => names.get(row).includes(word))
+        && wanted.every((select) => row.cells[Number(select.dataset.place)].dataset.value === select.value));
       shown += !row.hidden;
     });
-    found.textContent = words.length ? `${shown} of ${rows.length}` : "";
+    found.textContent = words.length || wanted.length ? `${shown} of ${rows.length}` : "";
+  }
+  search.hidden = false;
+  input.addEventListener("input", narrow);
+  filters.forEach((label) => {
+    label.hidden = false;
+    label.querySelector("select").addEventListener("change", narrow);
   });
+  // A browser that goes back may have kept what was typed.
+  narrow();
 })();

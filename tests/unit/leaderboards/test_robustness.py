@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import card, diagnostic, first_of, put, record, rows, spec
+from synthetic import card, diagnostic, first_of, put, record, rows, sha, spec
 
 from robench.errors import UnsafeFile
 from robench.leaderboards.robustness import first_breaker, robustness
@@ -45,7 +45,7 @@ def test_the_worst_case_is_the_intersection(store: Store) -> None:
     for cell in table.column("worst_case"):
         assert cell.low <= cell.value <= cell.high
         assert cell.n == 50
-    assert [column.key for column in table.columns][7:10] == ["fgsm", "pgd-20", "pgd-100"]
+    assert [column.key for column in table.columns][8:11] == ["fgsm", "pgd-20", "pgd-100"]
 
 
 def test_disjoint_weaknesses_add_up(store: Store) -> None:
@@ -144,12 +144,99 @@ def test_cards_explain_the_weights_they_describe_and_no_others(store: Store, tmp
     put(store, spec("torchvision:resnet50"), first_of(50, 1))
     cards = {"a": card(tmp_path / "a", "a", scale="8 of 100 epochs")}
     (table,) = robustness(store.results(cards))
-    new, old, foreign = table.column("model")
-    assert (new.model, new.note) == ("a", f"8 of 100 epochs; weights {cards['a'].card.weights.sha256[:8]}")
-    assert (old.model, foreign.model, foreign.note) == (None, None, None)
-    assert old.note.startswith("weights ")
-    assert values(table, "trained_against") == ["Linf@0.3", None, None]
-    assert values(table, "parameters") == [312_202, None, None]
+    new, foreign = table.column("model")
+    assert (new.model, new.note) == ("a", "8 of 100 epochs")
+    assert (foreign.model, foreign.note) == (None, None)
+    assert values(table, "trained_against") == ["Linf@0.3", None]
+    assert values(table, "parameters") == [312_202, None]
+    # The card's weights were not evaluated: the former ones are all there is, and say that they are.
+    (other,) = robustness(store.results({"torchvision:resnet50": card(tmp_path / "x", "x")}))
+    assert len(other.rows) == 3
+    assert sum(str(cell.note).startswith("weights ") for cell in other.column("model")) == 3
+
+
+def test_former_weights_and_versions_are_history(store: Store, tmp_path: Path) -> None:
+    def version(model: str, number: int, robust: int, **changes: object) -> None:
+        question = spec(model, **changes)
+        attack = question.attack.model_copy(update={"version": number})
+        put(store, question.model_copy(update={"attack": attack}), first_of(50, robust))
+
+    version("a", 1, 25)
+    version("a", 2, 20)
+    version("a", 2, 10, weights="former weights")
+    version("b", 1, 30)
+    version("c", 2, 5)
+    (table,) = robustness(store.results({"a": card(tmp_path / "a", "a")}))
+    assert values(table, "model") == ["a", "c"]
+    assert values(table, "worst_case") == [0.4, 0.1]
+    assert values(table, "rank") == [1, 2]
+    (grid,) = table.figures
+    former, now = sha("former weights")[:8], sha("weights of a")[:8]
+    found = {
+        (model, weights, number, state): cells[1].value
+        for (model, _, weights, number, _, state), cells in zip(grid.rows, grid.cells, strict=True)
+    }
+    assert found == {
+        ("a", now, "1", "former"): 0.5,
+        ("a", now, "2", "counts"): 0.4,
+        ("a", former, "2", "former"): 0.2,
+        ("b", sha("weights of b")[:8], "1", "former"): 0.6,
+    }
+
+
+def test_a_failed_answer_of_a_later_version_supersedes_nothing(store: Store) -> None:
+    question = spec("a")
+    later = question.model_copy(update={"attack": question.attack.model_copy(update={"version": 2})})
+    put(store, question, first_of(50, 20))
+    put(store, later, first_of(50, 20), failed=True)
+    (table,) = tables(store)
+    assert values(table, "worst_case") == [0.4]
+
+
+def test_models_that_no_test_takes_apart_share_a_group(store: Store) -> None:
+    for model, robust in {"a": 45, "b": 41, "c": 30, "d": 5, "e": 5}.items():
+        put(store, spec(model, "fgsm"), first_of(50, robust))
+        put(store, spec(model, "pgd-20"), first_of(50, robust))
+    put(store, spec("f", "fgsm"), first_of(50, 50))
+    (table,) = tables(store)
+    # Nested successes: a has 4 that b has not (p = 0.125), b has 11 that c has not (p = 0.001), c 25 that d has not.
+    assert dict(zip(values(table, "model"), values(table, "group"), strict=True)) == {
+        "a": "A",
+        "b": "A",
+        "c": "B",
+        "d": "C",
+        "e": "C",
+        "f": None,
+    }
+    assert [(cell.low, cell.high) for cell in table.column("rank")] == [
+        (1, 2),
+        (1, 2),
+        (3, 3),
+        (4, 5),
+        (4, 5),
+        (None, None),
+    ]
+
+
+def test_the_comparison_has_the_images_of_every_row(store: Store) -> None:
+    clean, one, two = first_of(50, 45), first_of(50, 20), ~first_of(50, 30)
+    put(store, spec("a", "fgsm"), one & clean, clean=clean)
+    put(store, spec("a", "pgd-20"), two & clean, clean=clean)
+    put(store, spec("b", "fgsm"), first_of(50, 33))
+    (table,) = tables(store)
+    found = table.comparison
+    assert found.models == ("a", "b") if values(table, "model") == ["a", "b"] else ("b", "a")
+
+    def mask(data: bytes) -> list[bool]:
+        return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:50].astype(bool).tolist()
+
+    place = found.models.index("a")
+    assert mask(found.clean[place]) == clean.tolist()
+    assert mask(found.standing[place]) == (one & two & clean).tolist()
+    assert mask(found.standing[1 - place]) == first_of(50, 33).tolist()
+    assert np.frombuffer(found.ids, "<u4").tolist() == list(range(50))
+    assert np.frombuffer(found.labels, "<u2").tolist() == [i % 10 for i in range(50)]
+    assert found.attacks == ("fgsm", "pgd-20")
 
 
 def test_rows_of_other_examples_are_refused(store: Store) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from synthetic import CERTIFIED_RADIUS, certificate_spec, first_of, put_certificate, put_minimum_norm, put_transfer
 
-from robench.catalog import plugins
 from robench.papers.definitions import load_table, scaled_recipe
 from robench.papers.filling import FilledTable
-from robench.reporting import write_leaderboards, write_papers
+from robench.reporting import write_latex, write_leaderboards
 from robench.statistics import proportion
 from tests.unit.papers.worlds import CW, PGD, World, full_world, question, sha
 
@@ -260,7 +258,7 @@ def test_pages_escape_what_others_wrote(tmp_path: Path) -> None:
     changed = {"scale": hostile, "provenance": made.provenance.model_copy(update={"command": f"robench {hostile}"})}
     world.cards["mart-mnist"] = world.cards["mart-mnist"]._replace(card=made.model_copy(update=changed))
     out = tmp_path / "out"
-    write_papers(["atent-2"], world.store, world.cards, out)
+    write_leaderboards([], world.store, world.cards, out, of_papers=["atent-2"])
     for page in out.glob("*.html"):
         text = page.read_text()
         assert "<script>alert" not in text
@@ -270,7 +268,7 @@ def test_pages_escape_what_others_wrote(tmp_path: Path) -> None:
 
 def test_latex_escapes_and_marks(tmp_path: Path) -> None:
     world = full_world(tmp_path)
-    (path,) = write_papers(["atent-2"], world.store, world.cards, tmp_path, formats=["latex"])
+    (path,) = write_latex(["atent-2"], world.store, world.cards, tmp_path)
     text = path.read_text()
     assert r"\toprule" in text
     assert r"TRADES & \textbf{99.48} & 96.07 & 94.03 \\" in text
@@ -301,7 +299,8 @@ def test_golden_table(tmp_path: Path) -> None:
     """The page's section, the CSV and the LaTeX of a table; delete the files and run the test to make them anew."""
     world = golden_world(tmp_path)
     out = tmp_path / "reports" / "leaderboards"
-    write_papers(["emr-4"], world.store, world.cards, out)
+    write_leaderboards([], world.store, world.cards, out, of_papers=["emr-4"])
+    write_latex(["emr-4"], world.store, world.cards, out)
     page = (out / "paper-emr.html").read_text()
     section = re.search(r'<section class="paper-table" id="emr-4">.*?</section>\n', page, re.DOTALL)
     assert section
@@ -316,20 +315,8 @@ def test_golden_table(tmp_path: Path) -> None:
         assert text == (GOLDEN / name).read_text(), name
 
 
-def test_every_link_leads_to_a_file(tmp_path: Path) -> None:
-    world = golden_world(tmp_path)
-    out = tmp_path / "reports" / "leaderboards"
-    written = write_papers(list(plugins("tables")), world.store, world.cards, out, formats=["html", "csv"])
-    written += write_leaderboards(["robustness"], world.store, world.cards, out)
-    index = (out / "index.html").read_text()
-    assert index.count('href="paper-') == 4
-    for path in (path for path in written if path.suffix == ".html"):
-        for link in re.findall(r'href="([^"#]+)(?:#[^"]*)?"', path.read_text()):
-            assert (path.parent / unquote(link)).is_file(), (path, link)
-
-
 def test_lost_tables_are_shown_as_lost(tmp_path: Path) -> None:
-    write_papers(["sgr-1", "heat-1"], World(tmp_path).store, {}, tmp_path / "out")
+    write_leaderboards([], World(tmp_path).store, {}, tmp_path / "out", of_papers=["sgr-1", "heat-1"])
     assert "its cells are lost" in (tmp_path / "out" / "paper-sgr.html").read_text()
     assert "lost; the text says yes" in (tmp_path / "out" / "paper-heatsmoothing.html").read_text()
     assert load_table("heat-1").rows[0].inferred == ("yes", "yes", "yes")

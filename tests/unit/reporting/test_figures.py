@@ -50,7 +50,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_files_are_beside_their_table_and_linked(reports: Path) -> None:
     written = write(reports)
-    assert sorted(written) == [
+    tables = sorted(name for name in written if not name.endswith((".json", ".tex")) and "nearest" not in name)
+    assert tables == [
+        "a.html",
         "index.html",
         "minimum-norm-mnist-linf-curve-ddn.csv",
         "minimum-norm-mnist-linf-curve-ddn.svg",
@@ -60,16 +62,23 @@ def test_files_are_beside_their_table_and_linked(reports: Path) -> None:
         "minimum-norm-mnist-linf-curve.svg",
         "minimum-norm-mnist-linf.csv",
         "minimum-norm-mnist-linf.html",
+        "script-alert-1-script-7b5e7ff7.html",
         "transfer-mnist-linf-0.3-pgd-heat-map.csv",
         "transfer-mnist-linf-0.3-pgd.csv",
         "transfer-mnist-linf-0.3-pgd.html",
     ]
-    linked = {unquote(link) for name, path in written.items() if name.endswith(".html") for link in Page(path).links}
+    assert sum("nearest" in name and name.endswith(".csv") for name in written) == 3, "histograms on the models' pages"
+    linked = {
+        unquote(link).rpartition("/")[2]
+        for name, path in written.items()
+        if name.endswith(".html")
+        for link in Page(path).links
+    }
     assert {name for name in written if name != "index.html"} <= linked
     for path in written.values():
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?:|@import|url\(|<(link|img|iframe|object|embed)\b|fetch\(", text), path
-        assert "<script>alert" not in text or path.suffix == ".csv", path
+        assert not re.search(r"https?:|@import|url\(|<(link|iframe|object|embed)\b|fetch\(", text), path
+        assert "<script>alert" not in text or path.suffix in {".csv", ".json"}, path
 
 
 def test_every_cell_of_a_heat_map_has_its_colour_and_interval(reports: Path) -> None:
@@ -157,3 +166,17 @@ print(*{{"torch", "pandas", "scipy", "statsmodels", "sklearn", "pyarrow.dataset"
         [sys.executable, "-c", code], env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_a_falling_curve_falls_to_its_end() -> None:
+    """Certified accuracy starts where it starts, not at 0, and its last step down is drawn."""
+    curve = Curve(title="a", x=(0.0, 0.6, 0.6001), y=(0.9, 0.85, 0.0), n=20)
+    chart = step_chart(
+        Curves(name="c", title="c", caption="c", x_title="x", y_title="y", curves=(curve,), x_end=0.6001)
+    )
+    (line,) = chart.lines
+    places = [tuple(map(float, point.split(","))) for point in line.points.split()]
+    up = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * np.array([0.9, 0.85, 0.0])
+    assert places[0] == (LEFT, pytest.approx(up[0], abs=0.06))
+    assert places[-1][1] == pytest.approx(up[2], abs=0.06)
+    assert line.last == "90 %"

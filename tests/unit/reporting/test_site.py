@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -107,12 +108,13 @@ def test_every_link_leads_to_a_file(reports: Path, place: str) -> None:
 def test_nothing_is_loaded(reports: Path) -> None:
     for path in write(reports):
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"https?:|@import|url\(|<(link|img|iframe|object|embed)\b|fetch\(", text), path
+        assert not re.search(r"https?:|@import|url\(|<(link|iframe|object|embed)\b|fetch\(", text), path
+        assert not re.search(r'src="(?!data:image/)', text), path
 
 
 def test_every_share_has_interval_n_and_record(reports: Path) -> None:
     page = pages(write(reports))["robustness-mnist-linf-0.3.html"]
-    records = [link for link in page.links if link.endswith(".json")]
+    records = [link for link in page.links if link.startswith("../records/")]
     assert len(records) == 4 + 7  # clean of four models; seven complete answers
     assert len([1 for tag, a in page.tags if tag == "span" and a.get("class") == "interval"]) == 4 + 4 + 7
     assert page.text.count("n\xa050") == 15
@@ -121,7 +123,15 @@ def test_every_share_has_interval_n_and_record(reports: Path) -> None:
 def test_a_hostile_name_stays_text(reports: Path) -> None:
     for name, page in pages(write(reports)).items():
         scripts = [attributes for tag, attributes in page.tags if tag == "script"]
-        assert len(scripts) == (1 if name.startswith("robustness") else 0)
+        data = [{"type": "application/json", "id": "data"}] if name.endswith("-compare.html") else []
+        assert scripts == ([*data, {}] if name.startswith("robustness") else [])
+    written = {path.name: path for path in write(reports)}
+    assert all(HOSTILE not in path.read_text() for path in written.values() if path.suffix in {".html", ".svg"})
+    compared = written["robustness-mnist-linf-0.3-compare.html"].read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', compared, re.DOTALL)
+    assert HOSTILE in {model["name"] for model in json.loads(data)["models"]}
+    assert not set("<>&'") & set(data)
+    assert "\\textquotedbl{}\\textgreater{}\\textless{}script" in written["robustness-mnist-linf-0.3.tex"].read_text()
     assert HOSTILE in pages(write(reports))["robustness-mnist-linf-0.3.html"].text
     assert HOSTILE in pages(write(reports))["mnist-standard.html"].text
 

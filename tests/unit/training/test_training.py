@@ -278,6 +278,9 @@ def test_forecast_counts_the_steps_and_writes_nothing(workspace):
     # 54 examples in batches of at most 8; two steps of the inner maximisation and one of the loss.
     assert (found.steps_per_epoch, found.steps, found.examples, found.passes) == (7, 21, 54, 3)
     assert found.seconds > 0
+    assert (found.batch, found.bytes) == (8, found.bytes_besides + 8 * found.bytes_per_image)
+    parts = small_recipe(workspace, accumulate=2)
+    assert training.forecast(parts, run, workspace=workspace).batch == 4
     assert list(workspace.model_zoo.iterdir()) == []
 
 
