@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -278,16 +277,6 @@ def threats_of(facts: Facts) -> list[ThreatModel]:
 def model_of(facts: Facts) -> str | None:
     """Return the name of a cell's model at the paper's scale."""
     return facts.model or facts.recipe
-
-
-def page_name(paper: str) -> str:
-    """Return the file of a paper's page."""
-    return f"paper-{paper}.html"
-
-
-def pages_in(folder: Path) -> list[tuple[str, Paper]]:
-    """Return the papers' pages that are in a folder: the file of each, and the paper."""
-    return [(page_name(p), load_paper(p)) for p in catalog.plugins("papers") if (folder / page_name(p)).exists()]
 
 
 def known_tables() -> list[str]:
