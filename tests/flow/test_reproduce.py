@@ -186,7 +186,6 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
         (["train", "--table", "atent-2", "--set", "epochs=1"], "leave --set out"),
         (["train", "mnist-pgd", "--scale", "smoke"], "--scale smoke is of a table"),
         (["train", "digits-standard", "--set", "train_examples=99999"], "train_examples = 99999 is more than"),
-        (["leaderboard", "robustness", "--format", "latex"], "has no LaTeX form"),
         (["leaderboard", "--format", "pdf"], "unknown format 'pdf'"),
         (["leaderboard", "atent-22"], "did you mean 'atent-2'"),
     ],
