@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from benchmarks.ideal import Clock
 from robench import catalog
 from robench.checkpoints import build_classifier
 from robench.classifier import Classifier, frozen, keep_large_buffers, mode, random_images
+from robench.defenses import last_layer
 from robench.random_streams import RandomStream
 from robench.recipe import parse_recipe
 from robench.records import Configured
@@ -36,6 +37,9 @@ SETTINGS = {"lenet5": ("mnist", "Linf@0.3", 128), "resnet18": ("cifar10", "Linf@
 
 #: Share of the training that is done: behind the burn-in of MAIL.
 _PROGRESS = 0.9
+
+#: Factor of the random last layer's weights.
+_SURE = 100.0
 
 #: What a step is made of. All are measured in every round.
 PASSES = {
@@ -82,6 +86,18 @@ def _augmentation(p: Mapping[str, Any], _: int) -> Counts:
     return {"forward": float(p["attacked_label"] == "predicted"), "input": steps, "parameter": 2}
 
 
+def _awp(p: Mapping[str, Any], classes: int) -> Counts:
+    # The plain loss's gradient by the weights, and the loss at the moved ones: TRADES' are two passes each.
+    if p["form"] == "trades":
+        return {**_trades({"inner": "kl", **p}, classes), "parameter": 4}
+    return {"input": p["steps"], "parameter": 2}
+
+
+def _lbgat(p: Mapping[str, Any], _: int) -> Counts:
+    # The network at the worst and at the clean images, the companion at the clean ones.
+    return {"forward": float(p["inner"] == "kl"), "input": p["steps"], "parameter": 3}
+
+
 def _heat(p: Mapping[str, Any], _: int) -> Counts:
     # One direction per projection, through one graph; the student at the image and at each moved image; the teacher.
     return {"forward": 1, "input_backward": p["kappa"], "parameter": p["kappa"] + 1}
@@ -94,6 +110,12 @@ IDEALS: Mapping[str, Ideal] = {
     "trades": _trades,
     "mart": lambda p, _: {"input": p["steps"], "parameter": 2},
     "mail": _mail,
+    "mma": lambda p, _: {"forward": p["bisections"], "input": p["steps"], "parameter": 2},
+    "lbgat": _lbgat,
+    "awp": _awp,
+    # They turn logits that are there.
+    "he": lambda *_: {},
+    "l_softmax": lambda *_: {},
     "atent": _atent,
     "heat_smoothing": _heat,
     "smooth_adv": _smooth_adv,
@@ -135,7 +157,12 @@ GOALS: Mapping[str, Goal] = {
             "fgsm_adv",
             "trades_smoothing",
             "fast_training",
+            "mma",
+            "lbgat",
+            "awp",
             "standard+igr",
+            "standard+he",
+            "standard+l_softmax",
         ],
         Goal(1.15),
     ),
@@ -152,6 +179,7 @@ class Contestant:
 
     objective: Objective
     ideal: Counts | None
+    step: Step
     times: list[float] = field(default_factory=list)
     """Seconds of its steps."""
 
@@ -238,11 +266,13 @@ def measure(model_name: str, names: Collection[str], *, batch_size: int, repeats
     model, teacher = (m.to(memory_format=torch.channels_last) for m in (model.train(), teacher.eval()))
     teacher.requires_grad_(False)
     with_bases = dict.fromkeys(name for full in names for name in (full.partition("+")[0], full))
-    contestants = {name: enter(name, dataset, threat, teacher) for name in with_bases}
     images = random_images(model.input_shape, count=batch_size).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch_size) % 10
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4)
-    step = Step(model, images, labels, optimizer, CLOCKS[clock])
+    with mode(model, training=False), torch.no_grad():
+        # All are classified correctly, and surely, so that none is left out where only such images are attacked.
+        last_layer(model).weight.mul_(_SURE)
+        labels = model(images).argmax(1)
+    step = Step(model, images, labels, _optimizer(model), CLOCKS[clock])
+    contestants = {name: enter(name, dataset, threat, model_name, step, teacher) for name in with_bases}
     times: dict[str, list[float]] = {kind: [] for kind in PASSES}
     for kind in PASSES:
         getattr(step, kind)()  # the first pass makes the buffers
@@ -250,7 +280,7 @@ def measure(model_name: str, names: Collection[str], *, batch_size: int, repeats
         for kind in PASSES:
             times[kind].append(getattr(step, kind)())
         for contestant in contestants.values():
-            contestant.times.append(step.of(contestant.objective))
+            contestant.times.append(contestant.step.of(contestant.objective))
     passes = {kind: statistics.median(found) for kind, found in times.items()}
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     report = Report(model_name, batch_size, machine, clock, passes)
@@ -258,8 +288,13 @@ def measure(model_name: str, names: Collection[str], *, batch_size: int, repeats
     return report
 
 
-def enter(name: str, dataset: str, threat: str, teacher: torch.nn.Module | None = None) -> Contestant:
-    """Return the contestant `defense` or `defense+regularizer`, with its parameters' defaults."""
+def enter(
+    name: str, dataset: str, threat: str, model_name: str, step: Step, teacher: torch.nn.Module | None = None
+) -> Contestant:
+    """Return the contestant `defense` or `defense+regularizer`, with its parameters' defaults.
+
+    It trains the step's model, or one that its regularizer's head belongs to.
+    """
     plugins = [catalog.find("defenses", part) for part in name.split("+")]
     recipe = {
         "summary": "a benchmark",
@@ -275,7 +310,33 @@ def enter(name: str, dataset: str, threat: str, teacher: torch.nn.Module | None 
     }
     attacks = any(_takes_threat(p) for p in plugins)
     parsed = parse_recipe({**recipe, "threat": threat} if attacks else recipe, origin="benchmark")
-    return Contestant(build_objective(parsed, teacher=teacher), ideal_of(name))
+
+    def new_network(architecture: str) -> Classifier:
+        """Return the benchmark's network, whatever would be trained along: its passes are those that are timed."""
+        del architecture
+        return _built(Configured(name=model_name), step.model)
+
+    objective = build_objective(parsed, teacher=teacher, new_network=new_network)
+    model = step.model
+    if (head := _HEADS.get(plugins[-1].entry)) is not None:
+        parameters = {"network": model_name, "head": head}
+        model = _built(Configured(name="with_head", parameters=parameters), step.model)
+    optimizer = _optimizer(model, *objective.companions())
+    return Contestant(objective, ideal_of(name), replace(step, model=model, optimizer=optimizer))
+
+
+#: The last layers that losses with margins are made for.
+_HEADS = {"he": "cosine", "l_softmax": "unbiased"}
+
+
+def _built(architecture: Configured, like: Classifier) -> Classifier:
+    built = build_classifier(architecture, num_classes=like.num_classes, input_shape=like.input_shape)
+    return built.to(memory_format=torch.channels_last).train()
+
+
+def _optimizer(*models: torch.nn.Module) -> torch.optim.Optimizer:
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=5e-4)
 
 
 def _takes_threat(plugin: catalog.Plugin) -> bool:

@@ -11,15 +11,14 @@ import subprocess
 from pathlib import Path
 from typing import Any, Self
 
-#: Where a browser is looked for besides the search path; ROBENCH_CHROMIUM names another.
-_PLACES = ("/tmp/chromium",)
+#: Where a browser is looked for: on the search path, by these names; ROBENCH_CHROMIUM names a file instead.
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
 
 
 def find_chromium() -> str | None:
     """Return the browser's file, None where there is none."""
     asked = os.environ.get("ROBENCH_CHROMIUM")
-    found = [asked] if asked else [*map(shutil.which, _NAMES), *_PLACES]
+    found = [asked] if asked else list(map(shutil.which, _NAMES))
     return next((path for path in found if path and os.access(path, os.X_OK) and Path(path).is_file()), None)
 
 

@@ -89,7 +89,7 @@ def test_flags_reach_the_leaderboard_and_sound_models_have_none(evaluate, robenc
     status, err, _ = evaluate("sound")
     assert status == 0, err
     assert robench("leaderboard")[0] == 0
-    (table,) = (workspace / "reports" / "leaderboards").glob("*.csv")
+    (table,) = (workspace / "reports" / "leaderboards").glob("robustness-*.csv")
     with table.open(encoding="utf-8", newline="") as file:
         found = {row["model"].partition(":")[2]: row["reliability"] for row in csv.DictReader(file)}
     assert found["sound"] == "no flags"

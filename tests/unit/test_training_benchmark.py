@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks import training
 from robench import catalog
 from robench.classifier import random_images
+from robench.defenses import last_layer
 from robench.errors import UserError
 from robench.random_streams import RandomStream
 from tests.models import SmallNet
@@ -25,6 +26,7 @@ class Counting(nn.Module):
         super().__init__()
         self.network = SmallNet(classes=10).float()
         self.counts = Counter()
+        self.input_shape, self.num_classes = (1, 4, 4), 10
 
     def forward(self, images):
         logits = self.network(images)
@@ -39,9 +41,10 @@ class Counting(nn.Module):
 def counts_of(name):
     model = Counting().train()
     images, labels = random_images((1, 4, 4), count=4), torch.arange(4)
-    loss = training.enter(name, "mnist", "Linf@0.1", SmallNet(classes=10).float().eval()).objective(
-        model, images, labels, random=RandomStream(0, torch.arange(4)), progress=0.5
-    )
+    step = training.Step(model, images, labels, torch.optim.SGD(model.parameters()), lambda: 0.0)
+    teacher = SmallNet(classes=10).float().eval()
+    contestant = training.enter(name, "mnist", "Linf@0.1", "mlp_4x1024", step, teacher)
+    loss = contestant.objective(model, images, labels, random=RandomStream(0, torch.arange(4)), progress=0.5)
     loss.total.backward()
     return model.counts
 
@@ -106,7 +109,8 @@ def test_ideals_of_the_papers_defenses():
 
 
 @pytest.mark.parametrize(
-    "name", ["mart", "mail", "gaussian_noise", "lrc_noise_augmentation", "fgsm_adv", "pgd_adv", "trades_smoothing"]
+    "name",
+    ["mart", "mail", "awp", "gaussian_noise", "lrc_noise_augmentation", "fgsm_adv", "pgd_adv", "trades_smoothing"],
 )
 def test_the_baselines_take_the_passes_that_their_ideals_have(name):
     found = counts_of(name)
@@ -114,6 +118,24 @@ def test_the_baselines_take_the_passes_that_their_ideals_have(name):
     assert found["forward", "none"] == ideal.get("forward", 0)
     assert found["forward", "images"] == found["backward", "images"] == ideal.get("input", 0)
     assert found["forward", "weights"] == found["backward", "weights"] == ideal["parameter"]
+
+
+def test_a_companion_is_one_more_network_to_pass():
+    found = counts_of("lbgat")
+    ideal = training.ideal_of("lbgat")
+    assert (found["forward", "none"], found["forward", "images"]) == (ideal["forward"], ideal["input"])
+    assert found["forward", "weights"] == found["backward", "weights"] == ideal["parameter"] - 1
+
+
+def test_margins_belong_to_another_last_layer():
+    model = training._built(training.Configured(name="digits_cnn"), Counting())
+    step = training.Step(model, torch.zeros(0), torch.zeros(0), torch.optim.SGD(model.parameters()), lambda: 0.0)
+    for name, head in (("standard+he", "CosineHead"), ("standard+l_softmax", "Linear")):
+        entered = training.enter(name, "mnist", "Linf@0.1", "digits_cnn", step)
+        assert type(last_layer(entered.step.model)).__name__ == head
+        assert entered.step.model is not model
+        assert training.ideal_of(name) == training.ideal_of("standard")
+    assert training.enter("standard", "mnist", "Linf@0.1", "digits_cnn", step).step.model is model
 
 
 def test_takes_part_whatever_the_catalog_has():
