@@ -38,6 +38,14 @@ def _images(place: Workspace, examples: Examples) -> ImageSet:
     return open_split(examples.dataset, examples.split, place)
 
 
+def _papers_tables(place: Workspace) -> Collection[str]:
+    """Return the papers' tables, if models of any of them were evaluated here: else all their cells would be empty."""
+    from robench.papers.definitions import in_papers
+
+    evaluated = [folder.name for kind in ("records", "certificates") for folder in (place.reports / kind).glob("*")]
+    return catalog.plugins("tables") if in_papers(evaluated) else ()
+
+
 def _check(what: str, asked: Collection[str], known: Collection[str]) -> None:
     """Raise UnknownName for the first that is not known."""
     for name in asked:
@@ -47,7 +55,11 @@ def _check(what: str, asked: Collection[str], known: Collection[str]) -> None:
 
 def leaderboard(
     table: Annotated[
-        list[str] | None, typer.Argument(help="Names of leaderboards or of papers' tables, atent-2 say (default: all).")
+        list[str] | None,
+        typer.Argument(
+            help="Names of leaderboards or of papers' tables, atent-2 say (default: all, papers' tables if models of "
+            "them were evaluated)."
+        ),
     ] = None,
     formats: Annotated[
         list[str] | None,
@@ -73,7 +85,7 @@ def leaderboard(
     boards, papers = catalog.plugins("leaderboards"), catalog.plugins("tables")
     _check("leaderboard", table or (), {*boards, *papers})
     of_papers = [form for form in formats or ("html", "csv") if form in PAPER_FORMATS]
-    tables = [name for name in table or papers if name in papers] if of_papers else []
+    tables = [name for name in table or _papers_tables(place) if name in papers] if of_papers else []
     names = [name for name in table or boards if name in boards]
     if not tables and not names and table:
         raise UserError(f"{table[0]} is a paper's table, which is written as {', '.join(PAPER_FORMATS)}; ask for these")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -278,6 +278,12 @@ def threats_of(facts: Facts) -> list[ThreatModel]:
 def model_of(facts: Facts) -> str | None:
     """Return the name of a cell's model at the paper's scale."""
     return facts.model or facts.recipe
+
+
+def in_papers(models: Collection[str]) -> bool:
+    """Tell whether any of these models stands in a paper's table, at whatever scale."""
+    named = {model_of(facts) for table in known_tables() for _, _, facts in load_table(table).entries()}
+    return not {scaled_name(model, scale) for model in named if model for scale in SCALES}.isdisjoint(models)
 
 
 def page_name(paper: str) -> str:

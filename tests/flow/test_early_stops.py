@@ -42,7 +42,7 @@ def test_until_stops_when_enough_is_known(workspace, robench):
 
     status, out, err = robench("leaderboard")
     assert status == 0, err
-    pages = {line.rsplit("/")[-1]: line for line in out.split() if "/robustness-" in line and line.endswith(".csv")}
+    pages = {line.rsplit("/")[-1]: line for line in out.split() if "/models/" not in line and line.endswith(".csv")}
     assert set(pages) == {"robustness-digits-linf-0.1.csv", "robustness-digits-linf-0.1-until-0.2.csv"}
     for path in pages.values():
         with open(path, encoding="utf-8", newline="") as file:

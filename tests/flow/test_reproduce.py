@@ -197,6 +197,14 @@ def test_what_is_wrong_is_said_in_one_line(workspace, robench, arguments, said):
     assert len(err.strip().splitlines()) == 1
 
 
+def test_papers_pages_are_for_whoever_has_models_of_theirs():
+    """A name alone counts, at any scale; a reader's own models and nothing else do not."""
+    assert definitions.in_papers(["mine", "trades-mnist-reduced"])
+    assert definitions.in_papers(["atent-linf-mnist"])
+    assert not definitions.in_papers(["mine", "other", "trades-mnist-huge"])
+    assert not definitions.in_papers([])
+
+
 def test_tables_need_no_torch_to_be_shown(workspace):
     """Neither pages nor LaTeX."""
     program = (
