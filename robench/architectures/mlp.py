@@ -32,5 +32,6 @@ ENTRY = ArchitectureEntry(
     source="EMR, arXiv:2210.05118, section 3 and appendix A",
     input_shape=(1, 28, 28),
     num_classes=10,
-    parameter_counts={"mlp_4x1024": 3_962_890},
+    parameter_counts={"mlp_4x1024": 3_962_890, "mlp_4x256": 400_906},
+    presets={"mlp_4x256": {"width": 256}},
 )

@@ -81,6 +81,7 @@ ENTRY = ArchitectureEntry(
         "small_cnn_unbiased": 312_192,
         "digits_cnn_unbiased": 30_784,
         "mlp_4x1024_unbiased": 3_962_880,
+        "mlp_4x256_unbiased": 400_896,
         "emr_cnn_unbiased": 276_416,
     },
     presets={
@@ -90,6 +91,7 @@ ENTRY = ArchitectureEntry(
         "small_cnn_unbiased": {"network": "small_cnn", "head": "unbiased"},
         "digits_cnn_unbiased": {"network": "digits_cnn", "head": "unbiased"},
         "mlp_4x1024_unbiased": {"network": "mlp_4x1024", "head": "unbiased"},
+        "mlp_4x256_unbiased": {"network": "mlp_4x256", "head": "unbiased"},
         "emr_cnn_unbiased": {"network": "emr_cnn", "head": "unbiased"},
     },
     preset_shapes={
@@ -98,5 +100,6 @@ ENTRY = ArchitectureEntry(
         "small_cnn_unbiased": (1, 28, 28),
         "digits_cnn_unbiased": (1, 8, 8),
         "mlp_4x1024_unbiased": (1, 28, 28),
+        "mlp_4x256_unbiased": (1, 28, 28),
     },
 )

@@ -106,6 +106,8 @@ class Scale(Value):
 
     changes: tuple[str, ...]
     """Of all recipes, as `--set` takes them."""
+    networks: Mapping[str, str] = Field(default_factory=dict)
+    """What takes the place of a network that is too large."""
     examples: PositiveInt
     """Test images that are attacked."""
     says: str
@@ -247,13 +249,16 @@ def changes_at(recipe: str, changes: tuple[str, ...], scale: ScaleName, table: s
         return changes
     stated = load_table(table).scales[scale]
     full = apply_settings(load_recipe(recipe), changes)
-    small = apply_settings(full, stated.changes)
+    network = stated.networks.get(full.architecture.name)
+    asked = (*stated.changes, *([f"architecture.name={network}"] if network else []))
+    small = apply_settings(full, asked)
     share, adapted = small.epochs / full.epochs, []
     if share < 1 and isinstance(small.schedule, Step):
         adapted.append(f"schedule.milestones=[{', '.join(f'{share * m:.6g}' for m in small.schedule.milestones)}]")
     named = {key: getattr(small, key) for key in ("start", "teacher")}
     adapted += [f"{key}={scaled_name(other, scale)}" for key, other in named.items() if has_recipe(other)]
-    return (*changes, *stated.changes, *adapted, f"scale={small.scale}; {stated.says}")
+    told = [small.scale, stated.says, *([f"{network} instead of {full.architecture.name}"] if network else [])]
+    return (*changes, *asked, *adapted, f"scale={'; '.join(map(str, told))}")
 
 
 @functools.cache
