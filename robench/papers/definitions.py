@@ -249,7 +249,8 @@ def changes_at(recipe: str, changes: tuple[str, ...], scale: ScaleName, table: s
         return changes
     stated = load_table(table).scales[scale]
     full = apply_settings(load_recipe(recipe), changes)
-    network = stated.networks.get(full.architecture.name)
+    paper = full.architecture.name if full.architecture else ""
+    network = stated.networks.get(paper)
     asked = (*stated.changes, *([f"architecture.name={network}"] if network else []))
     small = apply_settings(full, asked)
     share, adapted = small.epochs / full.epochs, []
@@ -257,7 +258,7 @@ def changes_at(recipe: str, changes: tuple[str, ...], scale: ScaleName, table: s
         adapted.append(f"schedule.milestones=[{', '.join(f'{share * m:.6g}' for m in small.schedule.milestones)}]")
     named = {key: getattr(small, key) for key in ("start", "teacher")}
     adapted += [f"{key}={scaled_name(other, scale)}" for key, other in named.items() if has_recipe(other)]
-    told = [small.scale, stated.says, *([f"{network} instead of {full.architecture.name}"] if network else [])]
+    told = [small.scale, stated.says, *([f"{network} instead of {paper}"] if network else [])]
     return (*changes, *asked, *adapted, f"scale={'; '.join(map(str, told))}")
 
 
