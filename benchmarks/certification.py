@@ -40,9 +40,6 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=4)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument(
-        "--inference", action="store_true", help="seconds to classify one image, with and without noise"
-    )
     parser.add_argument("--untuned", action="store_true", help="leave the allocator as it is, as the others find it")
     parser.add_argument("--saved", action="store_true", help="how many samples the anytime certificates save instead")
     parser.add_argument("--radius", type=float, default=0.5, help="of the decisions that --saved makes")
@@ -63,9 +60,7 @@ def main() -> None:
         registered=None if known else options.model,
     )
     problem, device = make(choice), torch.device(options.device)
-    if options.inference:
-        found = inference(problem, samples=options.samples, device=device)
-    elif options.saved:
+    if options.saved:
         found = saved(problem, samples=options.samples, radius=options.radius, device=device)
     else:
         found = speeds(
@@ -167,33 +162,6 @@ def saved(problem: Problem, *, samples: int, radius: float, device: torch.device
     for r in RADII:
         lost = (fixed.correct & (fixed.radius > r)).mean() - (table.correct & (table.radius > r)).mean()
         found[f"certified accuracy lost at {r:g}, points"] = 100 * float(lost)
-    return found
-
-
-@torch.no_grad()
-def inference(problem: Problem, *, samples: int, device: torch.device, repeats: int = 30) -> dict[str, float]:
-    """Return the seconds to classify one image: by one forward pass, and by a vote of noisy copies in one batch.
-
-    Medians with quartiles, as the table on inference times of HeatSmoothing (arXiv:2010.02508) compares them.
-    """
-    images, model = problem.images.to(device), problem.model.to(device).eval()
-    found = {}
-    for name, copies in (("deterministic", 1), (f"{samples} noisy copies", samples)):
-        seconds = []
-        for turn in range(repeats + 3):
-            image = images[turn % len(images)]
-            started = time.perf_counter()
-            batch = image.expand(copies, *image.shape)
-            if copies > 1:
-                batch = batch + SIGMA * torch.randn_like(batch)
-            model(batch).argmax(1).bincount(minlength=model.num_classes).argmax().item()
-            seconds.append(time.perf_counter() - started)
-        low, middle, high = np.quantile(seconds[3:], [0.25, 0.5, 0.75])
-        found |= {
-            f"{name}, median s": float(middle),
-            f"{name}, quartile s": float(low),
-            f"{name}, 3rd quartile s": float(high),
-        }
     return found
 
 

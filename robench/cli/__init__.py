@@ -22,6 +22,7 @@ from robench.cli import (
     importing,
     ranking,
     reproducing,
+    timing,
     training,
     transferring,
     verifying,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("train")(training.train)
 app.command("eval")(evaluating.evaluate)
 app.command("transfer")(transferring.transfer)
+app.command("time")(timing.time_subject)
 app.command("verify")(verifying.verify)
 app.command("reproduce")(reproducing.reproduce)
 app.command("leaderboard")(ranking.leaderboard)
