@@ -142,8 +142,8 @@ def speeds(
 def saved(problem: Problem, *, samples: int, radius: float, device: torch.device) -> dict[str, float]:
     """Return how many samples the anytime certificates take, and what they lose against the fixed number.
 
-    The fixed number is drawn only for images where it can be better: not for those that the anytime certificate knows to
-    be right beyond the largest radius of the table that so many samples can reach at all.
+    The fixed number is drawn only for images where it can be better: not for those that the anytime certificate knows
+    to be right beyond the largest radius of the table that so many samples can reach at all.
     """
     images, labels = problem.images.to(device), problem.labels.to(device)
     model = problem.model.to(device).eval().to(memory_format=torch.channels_last)
