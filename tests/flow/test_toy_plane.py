@@ -1,4 +1,4 @@
-"""The toy of ATENT's figure 1 works: four trainings of a small budget, three seeds together, and what they withstand."""
+"""The toy of ATENT's figure 1 works: four trainings of a small budget, three seeds, and what they withstand."""
 
 from __future__ import annotations
 
