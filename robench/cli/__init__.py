@@ -55,6 +55,7 @@ app.command("show")(browsing.show)
 app.command("import")(importing.import_model)
 app.command("data")(browsing.data)
 app.command("covariance")(drawing.covariance)
+app.command("regions")(drawing.regions)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from robench.papers.claims import Judged, judge_paper
 from robench.papers.definitions import Paper, known_tables, load_paper, load_table, page_name, pages_in
 from robench.papers.filling import FilledTable, Filler, PaperCell
 from robench.reporting.latex import latex_text
+from robench.reporting.regions import panels_of, regions_csv, regions_svg
 from robench.reporting.rendering import environment
 from robench.store import Store, StoredCard, file_name, publish
 
@@ -177,7 +178,8 @@ def write_papers(
     linked: Collection[str] | None = None,
 ) -> list[Path]:
     """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
-    each table and of the claims (`csv`), and each table for booktabs (`latex`).
+    each table and of the claims (`csv`), and each table for booktabs (`latex`); and where its models are classifiers of
+    a plane, their decision regions.
 
     `linked` are the models whose pages are there to be linked to; None: all that have a card. Raises UserError for
     damaged records, StorageError where `folder` cannot be written. Everything is rendered before anything is written.
@@ -185,15 +187,22 @@ def write_papers(
     wanted, filler = all_tables(tables), Filler(store.results(cards))
     pages, claims = filled_pages(filler, map(paper_of, wanted)), judged_claims(filler)
     files: dict[str, str] = {}
+    regions = {t.name: panels for page in pages for t in page.tables if (panels := panels_of(t, store.root, cards))}
     if "html" in formats:
         show = _Renderer(folder, cards, linked=set(cards if linked is None else linked), csv="csv" in formats)
-        files |= {page_name(page.name): show.page("paper.html", entry=page, models_of=models_of) for page in pages}
+        drawn = {name: regions_svg(panels) for name, panels in regions.items()}
+        files |= {f"{name}-regions.svg": drawing for name, drawing in drawn.items()}
+        files |= {
+            page_name(page.name): show.page("paper.html", entry=page, models_of=models_of, regions=drawn)
+            for page in pages
+        }
         papers = {name: (page_name(name), load_paper(name)) for name in claims}
         there = {*files, *(file for file, _ in pages_in(folder))}
         files["claims.html"] = show.page("claims.html", claims=claims, papers=papers, written=there)
     filled = [table for page in pages for table in page.tables if table.name in wanted]
     if "csv" in formats:
         files |= {f"{table.name}.csv": paper_table_csv(table) for table in filled} | {"claims.csv": claims_csv(claims)}
+        files |= {f"{name}-regions.csv": regions_csv(panels) for name, panels in regions.items()}
     if "latex" in formats:
         files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
     for name, text in files.items():
