@@ -15,7 +15,9 @@ from robench import catalog
 from robench.papers.claims import Judged, judge_paper
 from robench.papers.definitions import Paper, known_tables, load_paper, load_table, page_name, pages_in
 from robench.papers.filling import FilledTable, Filler, PaperCell
+from robench.reporting.figures import ShownFigure, show_figure
 from robench.reporting.latex import latex_text
+from robench.reporting.pictures import Pictures
 from robench.reporting.rendering import environment
 from robench.store import Store, StoredCard, file_name, publish
 
@@ -56,6 +58,7 @@ class PaperPage:
     name: str
     paper: Paper
     tables: tuple[FilledTable, ...]
+    figures: tuple[ShownFigure, ...] = ()
 
 
 def paper_of(table: str) -> str:
@@ -68,11 +71,17 @@ def judged_claims(filler: Filler) -> dict[str, list[Judged]]:
     return {name: judge_paper(name, filler) for name in catalog.plugins("papers")}
 
 
-def filled_pages(filler: Filler, papers: Iterable[str]) -> list[PaperPage]:
-    """Return these papers with all their tables filled."""
+def filled_pages(filler: Filler, papers: Iterable[str], pictures: Pictures) -> list[PaperPage]:
+    """Return these papers with all their tables filled and their figures drawn."""
     loaded = {name: load_paper(name) for name in dict.fromkeys(papers)}
     return [
-        PaperPage(name, paper, tuple(filler.fill(table) for table in paper.tables)) for name, paper in loaded.items()
+        PaperPage(
+            name,
+            paper,
+            tuple(filler.fill(table) for table in paper.tables),
+            tuple(show_figure(figure, filler.results, filler.archive, pictures) for figure in paper.figures),
+        )
+        for name, paper in loaded.items()
     ]
 
 
@@ -84,6 +93,11 @@ def models_of(filled: FilledTable) -> dict[str, list[PaperCell]]:
             if cell.model is not None:
                 found.setdefault(cell.model, []).append(cell)
     return found
+
+
+def figure_file(name: str) -> str:
+    """Return where a figure's numbers stand, beside its paper's page."""
+    return f"paper-figures/{name}.csv"
 
 
 def paper_table_csv(filled: FilledTable) -> str:
@@ -177,13 +191,14 @@ def write_papers(
     linked: Collection[str] | None = None,
 ) -> list[Path]:
     """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
-    each table and of the claims (`csv`), and each table for booktabs (`latex`).
+    each table, of the figures of these papers and of the claims (`csv`), and each table for booktabs (`latex`).
 
     `linked` are the models whose pages are there to be linked to; None: all that have a card. Raises UserError for
     damaged records, StorageError where `folder` cannot be written. Everything is rendered before anything is written.
     """
     wanted, filler = all_tables(tables), Filler(store.results(cards))
-    pages, claims = filled_pages(filler, map(paper_of, wanted)), judged_claims(filler)
+    pages = filled_pages(filler, map(paper_of, wanted), Pictures(store.root))
+    claims = judged_claims(filler)
     files: dict[str, str] = {}
     if "html" in formats:
         show = _Renderer(folder, cards, linked=set(cards if linked is None else linked), csv="csv" in formats)
@@ -194,6 +209,7 @@ def write_papers(
     filled = [table for page in pages for table in page.tables if table.name in wanted]
     if "csv" in formats:
         files |= {f"{table.name}.csv": paper_table_csv(table) for table in filled} | {"claims.csv": claims_csv(claims)}
+        files |= {figure_file(figure.name): figure.csv for page in pages for figure in page.figures if figure.csv}
     if "latex" in formats:
         files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
     for name, text in files.items():
@@ -209,7 +225,7 @@ class _Renderer:
         self.known = {"folder": folder, "cards": cards, "linked": linked, "csv": csv}
 
     def page(self, template: str, **values: Any) -> str:
-        shared = {**self.known, "link": self.link, "model_page": self.model_page}
+        shared = {**self.known, "link": self.link, "model_page": self.model_page, "figure_file": figure_file}
         return environment().get_template(template).render(**shared, **values)
 
     def link(self, target: Path) -> str:

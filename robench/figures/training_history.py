@@ -1,0 +1,64 @@
+"""Accuracies by epoch, from the logs that trainings leave beside their models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from robench.catalog import DrawingEntry
+from robench.errors import UserError
+from robench.panels import Axis, Panel, Plot, Series
+from robench.papers.figures import Evidence
+
+
+def draw(evidence: Evidence) -> list[Panel]:
+    """Return for each panel the accuracy of each line by epoch, from the column of the log that the line names."""
+    panels: list[Panel] = []
+    for panel, lines in evidence.lines():
+        series = []
+        for line in lines:
+            found = evidence.trained(panel, line)
+            if found is None:
+                continue
+            path = found.card.folder / "training.csv"
+            points = history(path, line.log or "") if path.is_file() else []
+            if not points:
+                model = found.card.card.id
+                evidence.lacks(panel, line, f"the training of {model} did not measure {line.log}")
+                continue
+            epochs, shares = zip(*points, strict=True)
+            title = found.title
+            series.append(Series(title=title, x=epochs, y=[100 * share for share in shares], origin=found.origin))
+        if series:
+            panels.append(
+                Plot(
+                    title=panel.title,
+                    x=Axis(title="epoch"),
+                    y=Axis(title="accuracy, %", low=0.0, high=100.0),
+                    series=tuple(series),
+                )
+            )
+    return panels
+
+
+def history(path: Path, column: str) -> list[tuple[float, float]]:
+    """Return (epoch, value) of a column of a training log, in the order of epochs; empty where it has none.
+
+    Raises UserError that names the file for one that is no log.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{path} is no training log ({error}); delete it or train again") from None
+    return sorted(point for point in points if math.isfinite(point[1]))
+
+
+ENTRY = DrawingEntry(
+    name="training-history",
+    draw=draw,
+    summary="Accuracy by epoch, from the logs that trainings leave beside their models.",
+    source="Jagatap et al., arXiv:2008.12338, figure 3; Liu and Chan, arXiv:2210.05118, figures 4 and 5",
+)
