@@ -16,7 +16,7 @@ from robench.papers.figures import Evidence
 _BETWEEN_CHANNELS = 0.5
 _CHANNELS = 3
 #: Rows of a heat map.
-_LARGEST_MAP = 128
+_LARGEST_MAP = 192
 #: Sides of the torus on which noise is drawn, in sides of the image.
 _TORUS = 4
 

@@ -17,7 +17,7 @@ from robench.papers.figures import Evidence, Line, PanelFacts
 from robench.store import StoredCard
 
 #: Rows of a heat map; of a larger matrix each cell is the mean of a block.
-_LARGEST_MAP = 100
+_LARGEST_MAP = 192
 _CHANNELS = {1: ("grey",), 3: ("R", "G", "B")}
 
 

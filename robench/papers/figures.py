@@ -176,8 +176,8 @@ class Found:
 class Missing:
     """A line that cannot be drawn."""
 
-    title: str
-    """Panel and line."""
+    panel: str
+    line: str
     reason: str
     commands: tuple[str, ...]
     """What would make it."""
@@ -253,7 +253,7 @@ class Evidence:
         self, panel: PanelFacts, line: Line, reason: str, *, commands: tuple[str, ...] = (), smaller: str | None = None
     ) -> None:
         """Say that a line cannot be drawn, and why."""
-        lacking = Missing(title=_title(panel, line), reason=reason, commands=commands, smaller=smaller)
+        lacking = Missing(panel=panel.title, line=line.title, reason=reason, commands=commands, smaller=smaller)
         if lacking not in self.missing:
             self.missing.append(lacking)
 
@@ -357,10 +357,6 @@ def evaluation_command(model: str, questions: list[Facts], *, examples: int | No
             words += [f"--{option}", f"{value:g}"] if value != usual else []
     words += ["--split", facts.split] if facts.split != "test" else []
     return shlex.join([*words, *(["--examples", str(examples)] if examples else ["--all"])])
-
-
-def _title(panel: PanelFacts, line: Line) -> str:
-    return f"{panel.title}: {line.title}" if panel.title else line.title
 
 
 def attack_record(found: Found) -> EvalRecord:

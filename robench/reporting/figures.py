@@ -121,10 +121,14 @@ class ShownFigure:
     @property
     def lacking(self) -> list[tuple[list[str], str, tuple[str, ...]]]:
         """Return what is missing, those together that lack the same: names, why, commands."""
-        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        groups: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
         for missing in self.missing:
-            groups.setdefault((missing.reason, missing.commands), []).append(missing.title)
-        return [(titles, reason, commands) for (reason, commands), titles in groups.items()]
+            panels = groups.setdefault((missing.reason, missing.commands), {})
+            panels.setdefault(missing.panel, []).append(missing.line)
+        return [
+            ([f"{panel}: {', '.join(lines)}" if panel else ", ".join(lines) for panel, lines in panels.items()], *key)
+            for key, panels in groups.items()
+        ]
 
     @property
     def smaller(self) -> list[str]:
@@ -180,7 +184,9 @@ def _no_images(panel: Fallen, path: Path | None) -> Missing:
     spec = panel.record.spec
     reason = "no image fell" if path else "its adversarial images were not kept"
     words = f"robench eval --model {spec.model.id} --attack {spec.attack.title} --threat {spec.threat}"
-    return Missing(title=panel.title, reason=reason, commands=() if path else (f"{words} --save-adversarials",))
+    return Missing(
+        panel="", line=panel.title, reason=reason, commands=() if path else (f"{words} --save-adversarials",)
+    )
 
 
 def origins_of(panel: Panel) -> list[Origin]:
