@@ -405,7 +405,10 @@ def _csv_rows(panel: Panel) -> Iterator[list[object]]:
                 blank = [None] * len(series.x)
                 pairs = zip(series.x, series.y, series.low or blank, series.high or blank, strict=True)
                 for x, y, low, high in pairs:
-                    head = [panel.title, series.title, panel.x.title, _exact(x), panel.y.title, _exact(y)]
+                    # What was computed comes out the same on every machine to so many digits only.
+                    digits = 10 if series.origin else 6
+                    head = [panel.title, series.title, panel.x.title, _exact(x, digits), panel.y.title]
+                    head.append(_exact(y, digits))
                     yield [*head, _exact(low), _exact(high), series.n, *_from(series.origin)]
         case Spreads():
             for group in panel.groups:
@@ -415,7 +418,7 @@ def _csv_rows(panel: Panel) -> Iterator[list[object]]:
         case HeatMap():
             for first, *others in panel.rows:
                 for name, value in zip(panel.header[1:], others, strict=True):
-                    head = [panel.title, name, panel.header[0], _exact(first), "value", _exact(value)]
+                    head = [panel.title, name, panel.header[0], _exact(first, 6), "value", _exact(value, 6)]
                     yield [*head, None, None, None, *_from(panel.origin)]
         case _:
             return
@@ -426,8 +429,8 @@ def _statistics(group: Spread) -> list[tuple[str, float]]:
     return [("mean", group.mean), ("std", group.std), *zip(names, group.quantiles, strict=True)]
 
 
-def _exact(value: float | None) -> object:
-    return None if value is None else f"{value:.10g}"
+def _exact(value: float | None, digits: int = 10) -> object:
+    return None if value is None else f"{value:.{digits}g}"
 
 
 def _from(origin: Origin | None) -> list[object]:
