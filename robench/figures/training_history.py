@@ -5,19 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import math
+from itertools import pairwise
 from pathlib import Path
 
 from robench.catalog import DrawingEntry
 from robench.errors import UserError
-from robench.panels import Axis, Panel, Plot, Series
+from robench.panels import Axis, Panel, Plot, Rule, Series
 from robench.papers.figures import Evidence
 
 
-def draw(evidence: Evidence) -> list[Panel]:
-    """Return for each panel the accuracy of each line by epoch, from the column of the log that the line names."""
+def draw(evidence: Evidence, *, drops: bool = False) -> list[Panel]:
+    """Return for each panel the accuracy of each line by epoch, from the column of the log that the line names.
+
+    Args:
+        drops: mark the epochs before which the learning rate of the first line's training fell to half or less.
+    """
     panels: list[Panel] = []
     for panel, lines in evidence.lines():
-        series = []
+        series: list[Series] = []
+        rules: tuple[Rule, ...] = ()
         for line in lines:
             found = evidence.trained(panel, line)
             if found is None:
@@ -29,8 +35,11 @@ def draw(evidence: Evidence) -> list[Panel]:
                 evidence.lacks(panel, line, f"the training of {model} did not measure {line.log}")
                 continue
             epochs, shares = zip(*points, strict=True)
-            title = found.title
-            series.append(Series(title=title, x=epochs, y=[100 * share for share in shares], origin=found.origin))
+            if drops and not series:
+                rates = history(path, "learning_rate")
+                fell = [e for (_, before), (e, now) in pairwise(rates) if now <= before / 2]
+                rules = tuple(Rule(title=f"rate drops, epoch {epoch:g}", x=epoch) for epoch in fell)
+            series.append(Series(title=found.title, x=epochs, y=[100 * share for share in shares], origin=found.origin))
         if series:
             panels.append(
                 Plot(
@@ -38,6 +47,7 @@ def draw(evidence: Evidence) -> list[Panel]:
                     x=Axis(title="epoch"),
                     y=Axis(title="accuracy, %", low=0.0, high=100.0),
                     series=tuple(series),
+                    rules=rules,
                 )
             )
     return panels

@@ -95,14 +95,16 @@ class PaperFigure(Value):
     places: tuple[Place, ...] = ()
     x_title: str | None = None
     panels: tuple[PanelFacts, ...] = ()
+    beside: str | None = None
+    """The table in whose section of the page it is drawn, where that is so."""
     needs: str | None = None
     """What it would take, of a figure or a part of it that no record can fill."""
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:
-        if self.drawing is None and self.needs is None:
+        if self.drawing is None and self.needs is None and self.beside is None:
             raise ValueError("a figure needs a drawing, or says what it needs")
-        for name in [self.table, *(line.table for panel in self.panels for line in panel.lines)]:
+        for name in [self.table, self.beside, *(line.table for panel in self.panels for line in panel.lines)]:
             if name is not None and name not in catalog.plugins("tables"):
                 raise ValueError(f"there is no table {name}")
         for panel in self.panels:

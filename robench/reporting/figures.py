@@ -140,6 +140,8 @@ class ShownFigure:
         """Return in a word or two how much of it is there."""
         if self.computed:
             return "computed"
+        if self.figure.beside:
+            return f"with {self.figure.beside}"
         if not self.sketches:
             return "not measured"
         return "in part" if self.missing or self.figure.needs else "drawn"

@@ -82,6 +82,9 @@ def test_without_records_a_figure_is_computed_or_says_what_it_takes(name: str, s
         assert '<svg class="chart' in text or "<img" in text
         assert "Not drawn yet" not in text
         return
+    if figure.beside:
+        assert f'href="#{figure.beside}"' in text
+        return
     assert '<svg class="chart' not in text
     assert "<img" not in text
     assert "Not drawn yet" in text

@@ -107,10 +107,12 @@ def test_margins_are_those_of_correct_images(world: World) -> None:
 
 def test_training_histories_are_the_logs(world: World) -> None:
     world.model("emr-mlp-st-reduced", "emr-mlp-st", scale="reduced", table="emr-1")
-    log = "epoch,validation_clean_accuracy,validation_robust_accuracy\n1,0.5,\n2,0.75,\n3,0.7,\n"
+    log = "epoch,learning_rate,validation_clean_accuracy,validation_robust_accuracy\n"
+    log += "1,0.1,0.5,\n2,0.09,0.75,\n3,0.01,0.7,\n"
     (world.cards["emr-mlp-st-reduced"].folder / "training.csv").write_text(log)
     lines = [{"title": name, "row": "st-0.001", "log": f"validation_{name}_accuracy"} for name in ("clean", "robust")]
-    (panel,), evidence = drawn(world, figure("training-history", lines, table="emr-1"))
+    (panel,), evidence = drawn(world, figure("training-history", lines, table="emr-1", parameters={"drops": True}))
+    assert [rule.x for rule in panel.rules] == [3]
     (series,) = panel.series
     assert (series.title, list(series.x), list(series.y)) == ("clean (reduced)", [1, 2, 3], [50, 75, 70])
     (lacking,) = evidence.missing
