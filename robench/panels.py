@@ -59,6 +59,8 @@ class Axis:
     title: str
     low: float | None = None
     high: float | None = None
+    includes: tuple[float, ...] = ()
+    """Values that it reaches, whatever the data: what makes the axes of several panels alike."""
     ticks: bool = True
 
 

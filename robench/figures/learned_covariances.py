@@ -17,7 +17,7 @@ from robench.papers.figures import Evidence, Line, PanelFacts
 from robench.store import StoredCard
 
 #: Rows of a heat map; of a larger matrix each cell is the mean of a block.
-_LARGEST_MAP = 192
+_LARGEST_MAP = 200
 _CHANNELS = {1: ("grey",), 3: ("R", "G", "B")}
 
 
@@ -71,7 +71,7 @@ def functions(title: str, learned: Covariance, origin: Origin | None) -> list[Pl
     values = as_function(learned)
     channels, steps = len(values), list(range(values.shape[-1]))
     names = _CHANNELS.get(channels) or tuple(map(str, range(channels)))
-    bounds = Axis(title="covariance", low=min(0.0, float(values.min())), high=float(values.max()))
+    bounds = Axis(title="covariance", includes=(0.0, float(values.min()), float(values.max())))
     pairs = list(combinations_with_replacement(range(channels), 2))
     made = []
     for words, chosen in (
@@ -83,7 +83,14 @@ def functions(title: str, learned: Covariance, origin: Origin | None) -> list[Pl
         )
         if series:
             whole = f"{title}, {words}" if channels > 1 else title
-            made.append(Plot(title=whole, x=Axis(title="displacement in pixels"), y=bounds, series=series))
+            made.append(
+                Plot(
+                    title=whole,
+                    x=Axis(title="displacement in pixels", low=0.0, high=float(steps[-1])),
+                    y=bounds,
+                    series=series,
+                )
+            )
     return made
 
 

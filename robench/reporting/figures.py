@@ -126,7 +126,7 @@ class ShownFigure:
             panels = groups.setdefault((missing.reason, missing.commands), {})
             panels.setdefault(missing.panel, []).append(missing.line)
         return [
-            ([f"{panel}: {', '.join(lines)}" if panel else ", ".join(lines) for panel, lines in panels.items()], *key)
+            ([f"{panel}: {'; '.join(lines)}" if panel else "; ".join(lines) for panel, lines in panels.items()], *key)
             for key, panels in groups.items()
         ]
 
@@ -220,7 +220,7 @@ def sketch(panel: Plot | Spreads | HeatMap | Samples) -> Sketch:
 
 def _bounds(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis: those that it has, else round numbers around the data."""
-    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    finite = [value for value in (*values, *axis.includes) if math.isfinite(value)] or [0.0, 1.0]
     low = min(finite) if axis.low is None else axis.low
     high = max(finite) if axis.high is None else axis.high
     if high <= low:

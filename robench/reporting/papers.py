@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from robench import catalog
+from robench.datasets import ImageSet
 from robench.papers.claims import Judged, judge_paper
 from robench.papers.definitions import Paper, known_tables, load_paper, load_table, page_name, pages_in
 from robench.papers.filling import FilledTable, Filler, PaperCell
+from robench.records import Examples
 from robench.reporting.figures import ShownFigure, show_figure
 from robench.reporting.latex import latex_text
 from robench.reporting.pictures import Pictures
@@ -189,15 +191,18 @@ def write_papers(
     *,
     formats: Collection[str] = PAPER_FORMATS,
     linked: Collection[str] | None = None,
+    open_images: Callable[[Examples], ImageSet] | None = None,
 ) -> list[Path]:
     """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
     each table, of the figures of these papers and of the claims (`csv`), and each table for booktabs (`latex`).
 
-    `linked` are the models whose pages are there to be linked to; None: all that have a card. Raises UserError for
+    `linked` are the models whose pages are there to be linked to; None: all that have a card. `open_images` gives the
+    images that figures show pictures of, as of :func:`robench.reporting.site.write_leaderboards`. Raises UserError for
     damaged records, StorageError where `folder` cannot be written. Everything is rendered before anything is written.
     """
     wanted, filler = all_tables(tables), Filler(store.results(cards))
-    pages = filled_pages(filler, map(paper_of, wanted), Pictures(store.root))
+    pictures = Pictures(store.root, open_images)
+    pages = filled_pages(filler, map(paper_of, wanted), pictures)
     claims = judged_claims(filler)
     files: dict[str, str] = {}
     if "html" in formats:
@@ -212,6 +217,8 @@ def write_papers(
         files |= {figure_file(figure.name): figure.csv for page in pages for figure in page.figures if figure.csv}
     if "latex" in formats:
         files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
+    for path, text in pictures.files().items() if "html" in formats else ():
+        publish(path, text.encode())
     for name, text in files.items():
         publish(folder / name, text.encode())
     return [folder / name for name in files]
