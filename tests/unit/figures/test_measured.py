@@ -71,7 +71,8 @@ def test_certified_accuracy_is_that_of_the_outcomes(world: World) -> None:
 
 def test_attack_curves_are_those_of_the_outcomes(world: World) -> None:
     world.model("heat-baseline-cifar10", "heat-baseline-cifar10", table="heat-5")
-    lengths = np.array([0.0, 0.03, 0.05, 0.05, 0.11, np.inf, 0.2, 0.3])
+    lengths = np.array([0.04, 0.03, 0.05, 0.05, 0.11, np.inf, 0.2, 0.3])
+    # The first image is wrong without an attack: its distance is 0, whatever the attack returned.
     clean = np.arange(8) != 0
     asked = question("heat-baseline-cifar10", "ddn-20", threat="L2@4", count=8)
     put_minimum_norm(world.store, asked, lengths, clean=clean)
@@ -185,6 +186,19 @@ def test_what_is_no_evidence_is_not_drawn(world: World, options: dict[str, Any],
     panels, evidence = drawn(world, figure("attack-curve", ATTACKED, table="emr-1"))
     assert panels == []
     assert [m.reason for m in evidence.missing] == [reason]
+
+
+def test_what_was_stopped_is_not_drawn(world: World) -> None:
+    world.model("emr-mlp-at", "emr-mlp-at", table="emr-1")
+    stopped = world.answer("emr-mlp-at", PGD20, first_of(100, 80), threat="L2@4").model_copy(
+        update={"status": "partial"}
+    )
+    for path in (world.folder / "reports" / "records" / "emr-mlp-at").glob("*.json"):
+        path.unlink()
+    world.store.write(stopped, world.store.outcomes(stopped))
+    panels, evidence = drawn(world, figure("attack-curve", ATTACKED, table="emr-1"))
+    assert panels == []
+    assert [m.reason for m in evidence.missing] == ["emr-mlp-at: stopped before it was complete: does not count"]
 
 
 def test_the_largest_scale_is_drawn_and_a_smoke_run_never(world: World) -> None:

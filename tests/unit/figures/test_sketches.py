@@ -59,6 +59,7 @@ def test_spreads_lie_where_their_statistics_say() -> None:
     assert spread.quantiles == pytest.approx((0.05, 0.25, 0.5, 0.75, 0.95))
     (group,) = sketch(Spreads(title="t", x=Axis(title="x", low=0.0, high=1.0), groups=(spread,))).groups
     assert (group.low, group.median, group.high) == pytest.approx((32.8, 184.0, 335.2), abs=0.05)
+    assert group.mean - group.left == pytest.approx(336 * values.std(), abs=0.05)
     assert group.right - group.mean == pytest.approx(336 * values.std(), abs=0.05)
     assert group.hollow
     assert group.text == "0.50 ± 0.29, n 101"
