@@ -212,6 +212,8 @@ class DatasetEntry:
     """Threat models under which the field reports this data set; the first is the default."""
     images: Mapping[str, int] = field(default_factory=dict)
     """How many its files hold, `train` (validation included) and `test`, where that is known without reading them."""
+    plane: tuple[str, float, float] | None = None
+    """Of images of two pixels: what the two axes are called, and what the pixel values 0 and 1 stand for on them."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

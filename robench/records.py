@@ -460,6 +460,43 @@ OUTCOME_COLUMNS: dict[str, str] = {
 OUTCOME_TYPES: dict[str, Any] = {name: "U" if kind == "string" else kind for name, kind in OUTCOME_COLUMNS.items()}
 
 
+class TimingSpec(Value):
+    """One question of time: how long one image takes, through which network, decided how, on which machine."""
+
+    subject: str
+    """The registered model, or the architecture, that was asked for; a time does not depend on weights."""
+    architecture: Configured
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    copies: PositiveInt
+    """Noisy copies that vote, in one batch; 1: one forward pass without noise."""
+    sigma: NonNegativeFloat
+    """Of the noise; 0 where there is none."""
+    device: str
+    threads: PositiveInt
+
+    @property
+    def identity(self) -> str:
+        """Return the first 16 digits of the hash of the question."""
+        return canonical_hash(self.model_dump(mode="json"))[:16]
+
+
+class TimingRecord(Value):
+    """How long single images took, one after the other. A later measurement on the same machine replaces it."""
+
+    schema_version: Literal[1] = 1
+    spec: TimingSpec
+    queries: PositiveInt
+    median: PositiveFloat
+    """Seconds from the image to its class; so are all that follow."""
+    low: PositiveFloat
+    high: PositiveFloat
+    """Its 95 % interval, exact for any distribution."""
+    quartiles: tuple[float, float]
+    """The first and the third."""
+    provenance: Provenance
+
+
 class WeightsFile(Value):
     """One file of weights beside a card."""
 

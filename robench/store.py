@@ -6,6 +6,7 @@
     reports/records/<model>/<identity>.failed.json    its attack failed; replaced when it is asked again
     reports/certificates/<model>/<identity>.json      how far predictions are guaranteed, or their margins
     reports/transfers/<target>/<identity>.json        how a model does on images that were made on another
+    reports/timings/<subject>/<identity>.json         how long an image takes; a later measurement replaces it
     reports/records/<model>/<identity>.partial.json   it was stopped on purpose; replaced when it is asked again
     reports/outcomes/<identity>-<sha256[:8]>.parquet  its rows, one per example
     reports/.work/<identity>-<first id>-<rows>-<random>.parquet    a finished shard of unfinished work
@@ -45,6 +46,7 @@ from robench.records import (
     EvalSpec,
     ModelCard,
     ModelIdentity,
+    TimingRecord,
     TransferRecord,
     TransferSpec,
 )
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 Rows = Mapping[str, NDArray[Any]]
 """One array per column of OUTCOME_COLUMNS, all of one length: one entry per example."""
 
-_Answer = TypeVar("_Answer", EvalRecord, TransferRecord, CertificateRecord)
+_Answer = TypeVar("_Answer", EvalRecord, TransferRecord, CertificateRecord, TimingRecord)
 
 RowKind = Literal["outcomes", "certificates"]
 """What the rows are of: attacks, or certificates."""
@@ -93,6 +95,14 @@ class StoredCertificate:
     record: CertificateRecord
 
 
+@dataclass(frozen=True)
+class StoredTiming:
+    """A timing's record and the file it stands in."""
+
+    path: Path
+    record: TimingRecord
+
+
 class StoredCard(NamedTuple):
     """A model card and the folder it stands in, together with its weights and its training log."""
 
@@ -111,6 +121,7 @@ class Results:
     """Returns a record's rows, sorted by example_id."""
     transfers: tuple[StoredTransfer, ...] = ()
     certificates: tuple[StoredCertificate, ...] = ()
+    timings: tuple[StoredTiming, ...] = ()
 
 
 class Store:
@@ -226,6 +237,18 @@ class Store:
             if record := _read(path, CertificateRecord):
                 yield StoredCertificate(path, record)
 
+    def write_timing(self, record: TimingRecord) -> Path:
+        """Write a timing, in the place of an earlier one of the same question; raise StorageError if that fails."""
+        path = self.root / "timings" / file_name(record.spec.subject) / f"{record.spec.identity}.json"
+        publish(path, record.to_json().encode())
+        return path
+
+    def timings(self) -> Iterator[StoredTiming]:
+        """Yield all timings in the order of their paths; raise UserError that names a damaged file."""
+        for path in sorted((self.root / "timings").glob("*/*.json")):
+            if record := _read(path, TimingRecord):
+                yield StoredTiming(path, record)
+
     def _withdraw(self, record: EvalRecord | None, *, kept: EvalRecord | None) -> None:
         """Remove the rows of a record that `kept` supersedes."""
         if record and kept and self.outcomes_path(record) != self.outcomes_path(kept):
@@ -299,7 +322,14 @@ class Store:
                 cache[key] = _LazyRows(self, record, shared)
             return cache[key]
 
-        return Results(tuple(self.records()), cards, outcomes, tuple(self.transfers()), tuple(self.certificates()))
+        return Results(
+            tuple(self.records()),
+            cards,
+            outcomes,
+            tuple(self.transfers()),
+            tuple(self.certificates()),
+            tuple(self.timings()),
+        )
 
     def journal_write(
         self, identity: str, rows: Rows, *, cost: Cost, notes: Collection[str] = (), kind: RowKind = "outcomes"

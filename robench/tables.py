@@ -139,7 +139,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     ranked_by: str
-    """Key of a column of accuracies or distances: the larger the better."""
+    """Key of a column of accuracies, distances or amounts: the larger the better."""
     remarks: tuple[str, ...] = ()
     """What stands below the table: evaluations that failed, and why."""
     warnings: tuple[str, ...] = ()
@@ -156,10 +156,8 @@ class Table:
         roles = [column.role for column in self.columns]
         if len(set(keys)) != len(keys) or roles.count("rank") != 1 or roles.count("model") != 1:
             raise ValueError(f"table {self.name}: columns need distinct keys, one rank and one model: {keys}")
-        if self.ranked_by not in keys or roles[keys.index(self.ranked_by)] not in {"accuracy", "distance"}:
-            raise ValueError(
-                f"table {self.name}: it is ranked by {self.ranked_by!r}, which is no accuracy and no distance"
-            )
+        if self.ranked_by not in keys or roles[keys.index(self.ranked_by)] not in {"accuracy", "distance", "amount"}:
+            raise ValueError(f"table {self.name}: it is ranked by {self.ranked_by!r}, no accuracy, distance or amount")
         if self.comparison and len(self.comparison.models) != len(self.rows):
             raise ValueError(f"table {self.name}: it compares {len(self.comparison.models)} of {len(self.rows)} rows")
         if any(len(row) != len(keys) for row in self.rows):

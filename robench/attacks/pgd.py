@@ -67,7 +67,7 @@ def pgd(
         at_random = start == "random" or restart > 0
         begin = random_start(x, threat, random[rows].at("restart", restart)) if at_random else x
         if stop_when_broken:
-            last, standing = _ascend_until_broken(target, begin, x, y, ascent=ascent)
+            last, standing = ascend_until_broken(target, begin, x, y, ascent=ascent)
         else:
             last, standing = ascend(target, begin, x, y, ascent=ascent), torch.ones_like(y, dtype=torch.bool)
         if restart == restarts - 1 and (stop_when_broken or restarts == 1):
@@ -120,7 +120,7 @@ def ascend(model: nn.Module, begin: Tensor, images: Tensor, labels: Tensor, *, a
     return current
 
 
-def _ascend_until_broken(
+def ascend_until_broken(
     model: nn.Module, begin: Tensor, images: Tensor, labels: Tensor, *, ascent: Ascent
 ) -> tuple[Tensor, Tensor]:
     """Take steps with the examples that still stand; return the first broken iterates, else the last, and who stood.
@@ -128,7 +128,7 @@ def _ascend_until_broken(
     The last iterates themselves are not looked at: that is one forward pass that the caller makes anyway.
     """
     result = begin.clone()
-    standing = torch.ones_like(labels, dtype=torch.bool)
+    standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
     interval = _compaction.steps_between_looks(images.device)
     rows = torch.arange(len(images), device=images.device)
     current = begin

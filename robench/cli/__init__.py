@@ -22,6 +22,7 @@ from robench.cli import (
     importing,
     ranking,
     reproducing,
+    timing,
     training,
     transferring,
     verifying,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("train")(training.train)
 app.command("eval")(evaluating.evaluate)
 app.command("transfer")(transferring.transfer)
+app.command("time")(timing.time_subject)
 app.command("verify")(verifying.verify)
 app.command("reproduce")(reproducing.reproduce)
 app.command("leaderboard")(ranking.leaderboard)
@@ -53,6 +55,7 @@ app.command("show")(browsing.show)
 app.command("import")(importing.import_model)
 app.command("data")(browsing.data)
 app.command("covariance")(drawing.covariance)
+app.command("regions")(drawing.regions)
 
 
 def main() -> None:

@@ -1,13 +1,23 @@
-"""`robench covariance`: what structured gradient regularisation has learned, as a drawing."""
+"""`robench covariance` and `robench regions`: what a training has made, as a drawing."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robench.cli.options import JsonOption, WorkspaceOption, print_json
+from robench.cli.options import (
+    DataRootOption,
+    DeviceOption,
+    JsonOption,
+    WorkspaceOption,
+    command_line,
+    print_json,
+    resolve_device,
+)
 from robench.errors import UserError
 from robench.workspace import Workspace
 
@@ -26,7 +36,6 @@ def covariance(
     """
     from robench.registry import find_card
     from robench.reporting.covariance import covariance_csv, covariance_svg, read_covariance
-    from robench.store import publish
 
     if out is not None and out.suffix != ".svg":
         raise UserError(f"--out {out}: the drawing is SVG; write {out.with_suffix('.svg')}")
@@ -34,7 +43,80 @@ def covariance(
     folder, card = find_card(model, place)
     found = read_covariance(card, folder)
     drawing = out or place.reports / "covariances" / f"{model}.svg"
-    files = {drawing: covariance_svg(found), drawing.with_suffix(".csv"): covariance_csv(found)}
+    _write({drawing: covariance_svg(found), drawing.with_suffix(".csv"): covariance_csv(found)}, json_output)
+
+
+def regions(
+    model: Annotated[str, typer.Argument(help="A registered model of images of two pixels (mnist-5v8-tsne).")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The drawing, FILE.svg (default: reports/regions/MODEL.svg).")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Whose test images: a name, folder:PATH or npz:PATH (default: its own)."),
+    ] = None,
+    device: DeviceOption = "auto",
+    workspace: WorkspaceOption = None,
+    data_root: DataRootOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Draw what a model answers everywhere in a plane, with the test images; and as CSV.
+
+    The answers are kept in reports/regions/MODEL.json, from which a paper's page draws them.
+    Example: robench regions atent-toy2d
+    """
+    import numpy as np
+
+    from robench import catalog
+    from robench.datasets import dataset_facts, open_split
+    from robench.registry import find_card
+    from robench.reporting.regions import Panel, Regions, regions_csv, regions_path, regions_svg
+
+    if out is not None and out.suffix != ".svg":
+        raise UserError(f"--out {out}: the drawing is SVG; write {out.with_suffix('.svg')}")
+    place = Workspace.locate(workspace, data_root)
+    _, card = find_card(model, place)
+    if math.prod(card.input_shape) != 2:
+        shape = " x ".join(map(str, card.input_shape))
+        raise UserError(f"model {model} classifies images of {shape}; regions are drawn of images of two pixels only")
+    name = dataset or card.dataset
+    images = open_split(name, "test", place)
+    from robench.checkpoints import load_model
+    from robench.evaluation.regions import answers_everywhere
+    from robench.provenance import provenance
+
+    where = resolve_device(device)
+    loaded = load_model(
+        model, place, device=where, input_shape=images.image_shape, num_classes=len(images.classes)
+    ).model
+    known = catalog.plugins("datasets").get(name)
+    title, low, high = (known.facts.get("plane") if known else None) or ("pixel", 0.0, 1.0)
+    found = Regions.of(
+        answers_everywhere(loaded, image_shape=images.image_shape, device=where),
+        images.read(np.arange(len(images))).reshape(-1, 2),
+        images.labels,
+        model=model,
+        weights_sha256=card.weights.sha256,
+        dataset=card.dataset if dataset is None else dataset_facts(dataset, place).name,
+        split_sha256=images.sha256,
+        classes=images.classes,
+        axes=(f"{title} 1", f"{title} 2"),
+        low=low,
+        high=high,
+        provenance=provenance(where, command_line()),
+    )
+    panels = [Panel(model, found, card.threat)]
+    kept = regions_path(place.reports, model)
+    drawing = out or kept.with_suffix(".svg")
+    _write(
+        {drawing: regions_svg(panels), drawing.with_suffix(".csv"): regions_csv(panels), kept: found.to_json()},
+        json_output,
+    )
+
+
+def _write(files: Mapping[Path, str], json_output: bool) -> None:
+    from robench.store import publish
+
     for path, text in files.items():
         publish(path, text.encode())
     if json_output:

@@ -90,7 +90,7 @@ def leaderboard(
     names = [name for name in table or boards if name in boards]
     if not tables and not names and table:
         raise UserError(f"{table[0]} is a paper's table, which is written as {', '.join(PAPER_FORMATS)}; ask for these")
-    own = any(place.reports.glob("records/*/*.json")) or any(place.reports.glob("certificates/*/*.json"))
+    own = any(any(place.reports.glob(f"{kind}/*/*.json")) for kind in ("records", "certificates", "timings"))
     if names and not own:
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"

@@ -21,12 +21,24 @@ ScaleName = Literal["paper", "reduced", "smoke"]
 SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 
 Measure = Literal[
-    "clean", "robust", "average", "transfer", "distance", "relative-distance", "certificate", "certified", "setting"
+    "clean",
+    "robust",
+    "average",
+    "transfer",
+    "distance",
+    "relative-distance",
+    "certificate",
+    "certified",
+    "time",
+    "setting",
 ]
 """What a number is: the clean accuracy; that under an attack; its average over growing epsilons (the area under the
 curve from 0); that on images made on another model; a statistic of the distances at which an attack fools the model, or
 of those over the image's norm; a statistic of a certificate's radii; the share of images that are right with at least a
-radius; or a value of the recipe itself."""
+radius; the median seconds that one image takes; or a value of the recipe itself."""
+
+#: What is asked of a network or of a recipe: nothing is trained or attacked for it.
+UNTRAINED: frozenset[str] = frozenset({"time", "setting"})
 
 Kind = Literal["results", "hyperparameters", "architecture", "qualitative", "lost"]
 
@@ -58,6 +70,8 @@ class Facts(Value):
     """Of a model that is smoothed: the deviation of the noise under which it decides, by `votes`."""
     votes: PositiveInt = 1
     top_k: PositiveInt = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of a time, that of one image decided by `votes`."""
     setting: str | None = None
     """Of a setting: `optimizer.weight_decay`, `regularizers.emr.strength`."""
     needs: str | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from robench import catalog
 from robench.errors import UserError
 from robench.papers.archive import Answer, Archive, NoAnswer
 from robench.papers.definitions import (
@@ -26,8 +27,8 @@ from robench.papers.definitions import (
 )
 from robench.papers.work import cell_passes, training_passes
 from robench.recipe import Recipe, parse_recipe
-from robench.records import ModelCard
-from robench.store import Results
+from robench.records import Configured, ModelCard
+from robench.store import Results, StoredTiming
 
 #: What a printed cell holds where the paper prints a dash or nothing.
 DASH = "-"
@@ -180,6 +181,8 @@ class Filler:
             return cell
         if asked.facts.measure == "setting":
             return _setting(cell, asked)
+        if asked.facts.measure == "time":
+            return _timed(cell, asked, self.archive.results.timings)
         found, scale = self._answer(asked)
         if isinstance(found, Answer):
             return self._measured(cell, found, scale, asked)
@@ -286,6 +289,45 @@ def _setting(cell: PaperCell, asked: Asked) -> PaperCell:
     if isinstance(value, str | bool):
         return replace(cell, text=str(value))
     return _compared(replace(cell, text=f"{value:g}", value=float(value), low=value, high=value), asked.tolerance)
+
+
+def _timed(cell: PaperCell, asked: Asked, timings: Iterable[StoredTiming]) -> PaperCell:
+    """Return the median seconds of one image through the recipe's network, of several the latest measured."""
+    recipe, facts = asked.recipe_at("paper"), asked.facts
+    assert recipe.architecture is not None, f"{asked.recipe} names no network"
+    name = recipe.architecture.name
+    parameters = catalog.find("architectures", name).settings(recipe.architecture.parameters)
+    shape = tuple(catalog.find("datasets", recipe.dataset).facts["image_shape"])
+    own = [
+        stored
+        for stored in timings
+        if stored.record.spec.architecture == Configured(name=name, parameters=parameters)
+        and (stored.record.spec.input_shape, stored.record.spec.copies) == (shape, facts.votes)
+        and stored.record.spec.device.startswith(facts.device)
+    ]
+    if not own:
+        copies = "" if facts.votes == 1 else f" --copies {facts.votes}"
+        device = "cuda:0" if facts.device == "cuda" else "cpu"
+        return replace(cell, missing="not measured", remedy=f"robench time {name}{copies} --device {device}")
+    latest = max(own, key=lambda stored: stored.record.provenance.finished)
+    record = latest.record
+    threads = f"{record.spec.threads} thread{'s' if record.spec.threads > 1 else ''}"
+    quartiles = " to ".join(f"{value:.3g}" for value in record.quartiles)
+    notes = [f"median of {record.queries} images, quartiles {quartiles}; {record.spec.device}, {threads}"]
+    if facts.note:
+        notes.append(facts.note)
+    shown = replace(
+        cell,
+        value=record.median,
+        text=f"{record.median:.3g}",
+        low=record.low,
+        high=record.high,
+        n=record.queries,
+        records=(latest.path,),
+        commands=(record.provenance.command,),
+        notes=tuple(notes),
+    )
+    return _compared(shown, asked.tolerance)
 
 
 def setting_of(recipe: Recipe, key: str) -> float | str | None:

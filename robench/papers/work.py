@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from robench import catalog, planning
 from robench.errors import UserError
 from robench.papers.definitions import (
+    UNTRAINED,
     Facts,
     PaperTable,
     ScaleName,
@@ -64,6 +65,8 @@ def check_scale(table: str, scale: ScaleName) -> PaperTable:
     found = load_table(table)
     if not any(facts.recipe and facts.needs is None for _, _, facts in found.entries()):
         raise UserError(f"table {table} has no row that robench computes ({found.summary}); see robench show {table}")
+    if {f.measure for _, _, f in found.entries() if f.needs is None} == {"time"}:
+        raise UserError(f"table {table} holds times; robench leaderboard {table} shows the commands that measure them")
     if found.kind == "hyperparameters":
         raise UserError(f"table {table} holds settings; robench leaderboard {table} shows ours beside them")
     if scale != "paper" and scale not in found.scales:
@@ -77,7 +80,7 @@ def makings(table: str, scale: ScaleName) -> list[Making]:
     asked = [
         (model_of(facts), facts.recipe, facts.changes)
         for _, _, facts in found.entries()
-        if facts.recipe and facts.needs is None and facts.measure != "setting"
+        if facts.recipe and facts.needs is None and facts.measure not in UNTRAINED
     ]
     asked += [(source.model, source.recipe, source.changes) for source in found.sources]
     made: dict[str, Making] = {}
@@ -157,7 +160,7 @@ def movings(table: str, scale: ScaleName) -> list[Moving]:
 
 
 def _asked(table: PaperTable) -> list[Facts]:
-    return [f for _, _, f in table.entries() if f.recipe and f.needs is None and f.measure != "setting"]
+    return [f for _, _, f in table.entries() if f.recipe and f.needs is None and f.measure not in UNTRAINED]
 
 
 @dataclass(frozen=True)

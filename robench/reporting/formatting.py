@@ -18,7 +18,9 @@ def count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return "8.4 s", "5 min 21 s" or "3 h 05 min"."""
+    """Return "8.4 s", "5 min 21 s" or "3 h 05 min"; below a tenth of a second "2.31 ms" or "45 µs"."""
+    if 0 < seconds < 0.1:
+        return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} µs"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -45,6 +47,10 @@ def interval(cell: Cell, column: Column) -> str:
         return f"{cell.low:.0f}–{cell.high:.0f}"
     if column.role == "distance":
         return f"{length(cell.low)}–{length(cell.high)}"
+    if column.unit == "s":
+        return f"{duration(cell.low)}–{duration(cell.high)}"
+    if column.role == "amount":
+        return f"{count(cell.low)}–{count(cell.high)}"
     return f"{percent(cell.low, cell.n)}–{percent(cell.high, cell.n)}"
 
 

@@ -20,6 +20,7 @@ from robench.records import Examples
 from robench.reporting.figures import ShownFigure, show_figure
 from robench.reporting.latex import latex_text
 from robench.reporting.pictures import Pictures
+from robench.reporting.regions import panels_of, regions_csv, regions_svg
 from robench.reporting.rendering import environment
 from robench.store import Store, StoredCard, file_name, publish
 
@@ -194,7 +195,8 @@ def write_papers(
     open_images: Callable[[Examples], ImageSet] | None = None,
 ) -> list[Path]:
     """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
-    each table, of the figures of these papers and of the claims (`csv`), and each table for booktabs (`latex`).
+    each table, of the figures of these papers and of the claims (`csv`), and each table for booktabs (`latex`); and
+    where a table's models are classifiers of a plane, their decision regions.
 
     `linked` are the models whose pages are there to be linked to; None: all that have a card. `open_images` gives the
     images that figures show pictures of, as of :func:`robench.reporting.site.write_leaderboards`. Raises UserError for
@@ -205,9 +207,15 @@ def write_papers(
     pages = filled_pages(filler, map(paper_of, wanted), pictures)
     claims = judged_claims(filler)
     files: dict[str, str] = {}
+    regions = {t.name: panels for page in pages for t in page.tables if (panels := panels_of(t, store.root, cards))}
     if "html" in formats:
         show = _Renderer(folder, cards, linked=set(cards if linked is None else linked), csv="csv" in formats)
-        files |= {page_name(page.name): show.page("paper.html", entry=page, models_of=models_of) for page in pages}
+        drawn = {name: regions_svg(panels) for name, panels in regions.items()}
+        files |= {f"{name}-regions.svg": drawing for name, drawing in drawn.items()}
+        files |= {
+            page_name(page.name): show.page("paper.html", entry=page, models_of=models_of, regions=drawn)
+            for page in pages
+        }
         papers = {name: (page_name(name), load_paper(name)) for name in claims}
         there = {*files, *(file for file, _ in pages_in(folder))}
         files["claims.html"] = show.page("claims.html", claims=claims, papers=papers, written=there)
@@ -215,6 +223,7 @@ def write_papers(
     if "csv" in formats:
         files |= {f"{table.name}.csv": paper_table_csv(table) for table in filled} | {"claims.csv": claims_csv(claims)}
         files |= {figure_file(figure.name): figure.csv for page in pages for figure in page.figures if figure.csv}
+        files |= {f"{name}-regions.csv": regions_csv(panels) for name, panels in regions.items()}
     if "latex" in formats:
         files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
     for path, text in pictures.files().items() if "html" in formats else ():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from robench import catalog
 from robench.recipe import load_recipe
 
 #: The trainings by their names: paper, method and data. A recipe has the same name, or stands in ELSEWHERE.
@@ -39,15 +38,12 @@ ELSEWHERE = {
     "pgd-at-mnist": (["pgd-at-mnist", "pgd-at-l2-mnist"], "one entry for two networks and two norms"),
 }
 
-#: Trainings that are no recipe, and why.
-NONE = {"atent-toy2d": "its data are points of a t-SNE plane, no images: the figure's sketch, not a benchmark"}
-
 
 def recipes_of(training):
     return ELSEWHERE[training][0] if training in ELSEWHERE else [training]
 
 
-@pytest.mark.parametrize("training", [t for t in TRAININGS if t not in NONE])
+@pytest.mark.parametrize("training", TRAININGS)
 def test_is_a_recipe(training):
     paper = training.partition("-")[0]
     for name in recipes_of(training):
@@ -60,14 +56,6 @@ def test_is_a_recipe(training):
             assert recipe.dataset == data
 
 
-@pytest.mark.parametrize("training", sorted(NONE))
-def test_what_is_no_recipe_is_not_there(training):
-    assert training in TRAININGS
-    there = [name for name in recipes_of(training) if name in catalog.plugins("recipes")]
-    assert not there, f"{there[0]} is a recipe now: take {training} out of NONE"
-
-
 def test_exceptions_are_trainings():
     assert len(set(TRAININGS)) == len(TRAININGS)
     assert set(ELSEWHERE) <= set(TRAININGS)
-    assert not set(ELSEWHERE) & NONE.keys()

@@ -125,6 +125,39 @@ def test_of_the_whole_loss_an_image_and_its_perturbation_move_together():
     assert loss.parts["igr"].item() == pytest.approx(sum(squares) / len(squares), rel=1e-6)
 
 
+@pytest.mark.parametrize("base", ["standard", "trades"])
+def test_of_the_whole_loss_the_penalty_is_learned_from(base):
+    """Parameter gradients by central differences of the penalty, at the same images."""
+    model = TwoLayers()
+    loss = call(base, model, of="loss", strength=1.0)
+    plain = alone(base, model).total
+    found = torch.autograd.grad(loss.total - plain, model.first)[0]
+    places = {at: view.images.detach() for at, view in loss.views.items()}
+    assert places, "the objective shows its images"
+
+    def penalty():
+        leaves = {at: images.clone().requires_grad_() for at, images in places.items()}
+        logits = {at: model(images) for at, images in leaves.items()}
+        labels = batch()[1]
+        each = F.cross_entropy(logits["clean"], labels, reduction="none")
+        if base == "trades":
+            p, q = logits["clean"].log_softmax(1), logits["adversarial"].log_softmax(1)
+            each = each + 6.0 * (p.exp() * (p - q)).sum(1)
+        gradients = torch.autograd.grad(each.sum(), list(leaves.values()))
+        return torch.stack(gradients).sum(0).square().flatten(1).sum(1).mean()
+
+    step = 1e-6
+    for place in [(0, 0), (2, 7), (5, 15)]:
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                model.first[place] += sign * step
+            values.append(penalty().item())
+            with torch.no_grad():
+                model.first[place] -= sign * step
+        assert found[place].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4, abs=1e-8)
+
+
 @pytest.mark.parametrize("base", ["standard", "pgd_training"])
 def test_of_a_plain_cross_entropy_both_readings_agree(base):
     a, b = (call(base, TwoLayers(), of=of).total.item() for of in ("ce", "loss"))

@@ -16,7 +16,10 @@ def test_numbers() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.04, "0.0 s"),
+        (0.0, "0.0 s"),
+        (45e-6, "45 µs"),
+        (0.04, "40 ms"),
+        (0.1, "0.1 s"),
         (8.44, "8.4 s"),
         (59.94, "59.9 s"),
         (59.97, "1 min 00 s"),
