@@ -47,6 +47,8 @@ class Shape:
     bars: tuple[tuple[float, float, float], ...] = ()
     """Intervals: x, and the y of both ends."""
     hollow: bool = False
+    n: int | None = None
+    """How many images it is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +262,7 @@ def _plot(panel: Plot) -> Sketch:
         for look, series in enumerate(panel.series)
     )
     whole = all(float(x).is_integer() for s in panel.series for x in s.x) and x_bounds[1] - x_bounds[0] >= 1
-    lines = [f"{s.title}: {_said(s)}" for s in panel.series]
+    lines = [f"{s.title}{f', n {s.n:,}' if s.n else ''}: {_said(s)}" for s in panel.series]
     return Sketch(
         title=panel.title,
         described=f"{panel.y.title or 'y'} over {panel.x.title or 'x'}. " + "; ".join(lines) + ".",
@@ -293,7 +295,7 @@ def _said(series: Series) -> str:
 
 def _shape(series: Series, look: int, across: Any, up: Any, *, end: float, base: float) -> Shape:
     places = [(across(x), up(y)) for x, y in zip(series.x, series.y, strict=True)]
-    made = Shape(title=series.title, look=look % _LOOKS, form=series.form, hollow=series.hollow)
+    made = Shape(title=series.title, look=look % _LOOKS, form=series.form, hollow=series.hollow, n=series.n)
     if series.form == "dots":
         return replace(made, dots=tuple(places[:_DENSEST]))
     if series.form == "segments":
@@ -392,7 +394,7 @@ def figure_csv(panels: Sequence[Panel]) -> str:
         for heat in maps:
             model = _from(heat.origin)[0]
             for place, row in enumerate(heat.values.tolist()):
-                writer.writerow([heat.title, model, place, *(f"{value:.4g}" for value in row)])
+                writer.writerow([heat.title, model, place, *(f"{value:.3g}" for value in row)])
         return text.getvalue()
     writer.writerow(_CSV_COLUMNS)
     for panel in panels:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from robench import catalog, planning
+from robench.cli.browsing import show
 from robench.errors import UserError
 from robench.papers.definitions import has_recipe, known_tables, load_paper, scaled_recipe, threats_of
 from robench.papers.figures import PaperFigure, drawing_settings, known_figures, load_figure
@@ -102,6 +103,12 @@ def test_every_drawing_has_a_text(name: str, site: Path) -> None:
         assert described
         assert re.search(rf'<desc id="{re.escape(described[1])}">[^<]{{10,}}</desc>', text)
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", text))
+
+
+@pytest.mark.parametrize("name", [*FIGURES, *catalog.plugins("drawings")])
+def test_it_can_be_shown(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    show(name, workspace=tmp_path)
+    assert name in capsys.readouterr().out
 
 
 def test_pages_stay_small(site: Path) -> None:

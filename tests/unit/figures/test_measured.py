@@ -271,6 +271,30 @@ def sha_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def test_perturbed_images_are_those_that_were_kept(world: World) -> None:
+    attack, threat = "pgd-40:stop_when_broken=false", "Linf@16/255"
+    world.model("sgr-clean-mnist", "sgr-clean-mnist", table="sgr-mnist-a")
+    record = world.answer("sgr-clean-mnist", attack, first_of(20, 17), threat=threat)
+    pictures = Pictures(world.store.root)
+    without = show_figure("sgr-figure-7", world.results, Archive(world.results), pictures)
+    assert without.sketches == ()
+    clean = next(missing for missing in without.missing if missing.line.startswith("clean"))
+    assert clean.reason == "its adversarial images were not kept"
+    assert clean.commands[0].endswith("--threat Linf@16/255 --save-adversarials")
+    others = next(missing for missing in without.missing if missing.line == "GN")
+    assert others.commands[-1].endswith("--all --save-adversarials")
+    kept = {"example_ids": np.arange(17, 20), "adversarial_images": np.zeros((3, 1, 28, 28), np.float32)}
+    facts = {"identity": record.spec.identity, "weights_sha256": record.spec.model.weights_sha256}
+    (world.store.root / "adversarials").mkdir()
+    path = world.store.root / "adversarials" / f"{record.spec.identity}.safetensors"
+    safetensors.numpy.save_file(kept, path, metadata=facts)
+    shown = show_figure("sgr-figure-7", world.results, Archive(world.results), pictures)
+    (sketch,) = shown.sketches
+    assert sketch.gallery is not None
+    assert [image.example for image in sketch.gallery.images] == [17, 18, 19]
+    assert (shown.csv, shown.state) == (None, "in part")
+
+
 def test_the_file_has_what_is_drawn(world: World) -> None:
     world.model("emr-mlp-st", "emr-mlp-st", table="emr-1")
     put_certificate(world.store, certificate_spec("emr-mlp-st", "effective-margin"))

@@ -20,7 +20,7 @@ def plot(*series: Series, x: Axis | None = None, rules: tuple[Rule, ...] = ()) -
 
 
 def test_lines_dots_rules_and_intervals_lie_where_their_numbers_say() -> None:
-    line = Series(title="a", x=[0, 2, 4], y=[0, 50, 100], low=[0, 40, 90], high=[10, 60, 100])
+    line = Series(title="a", x=[0, 2, 4], y=[0, 50, 100], low=[0, 40, 90], high=[10, 60, 100], n=50)
     found = sketch(plot(line, rules=(Rule(title="r", x=1.0), Rule(title="s", y=25.0))))
     (shape,) = found.shapes
     assert shape.points == "40.0,176.0 196.0,93.0 352.0,10.0"
@@ -28,7 +28,8 @@ def test_lines_dots_rules_and_intervals_lie_where_their_numbers_say() -> None:
     assert shape.bars[1] == pytest.approx((196.0, 109.6, 76.4))
     assert (found.rules[0].x, found.rules[0].y, found.rules[1].y) == (118.0, None, 134.5)
     assert [tick.text for tick in found.x_ticks] == ["0", "1", "2", "3", "4"]
-    assert "a: from 0 at 0 to 100 at 4" in found.described
+    assert "a, n 50: from 0 at 0 to 100 at 4" in found.described
+    assert shape.n == 50
 
 
 def test_steps_hold_until_the_next_and_end_with_the_axis() -> None:
