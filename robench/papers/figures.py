@@ -184,7 +184,9 @@ class Missing:
     commands: tuple[str, ...]
     """What would make it."""
     smaller: str | None = None
-    """What would make it at reduced scale."""
+    """What would make it at reduced scale, or at least its model."""
+    model_only: bool = False
+    """That does not ask the model what the figure shows."""
 
 
 @dataclass
@@ -255,7 +257,14 @@ class Evidence:
         self, panel: PanelFacts, line: Line, reason: str, *, commands: tuple[str, ...] = (), smaller: str | None = None
     ) -> None:
         """Say that a line cannot be drawn, and why."""
-        lacking = Missing(panel=panel.title, line=line.title, reason=reason, commands=commands, smaller=smaller)
+        lacking = Missing(
+            panel=panel.title,
+            line=line.title,
+            reason=reason,
+            commands=commands,
+            smaller=smaller,
+            model_only=any(command.startswith("robench eval") for command in commands),
+        )
         if lacking not in self.missing:
             self.missing.append(lacking)
 

@@ -138,6 +138,11 @@ class ShownFigure:
         return list(dict.fromkeys(missing.smaller for missing in self.missing if missing.smaller))
 
     @property
+    def asks_more(self) -> bool:
+        """Tell whether these commands make models only."""
+        return any(missing.smaller and missing.model_only for missing in self.missing)
+
+    @property
     def state(self) -> str:
         """Return in a word or two how much of it is there."""
         if self.computed:

@@ -156,6 +156,7 @@ def test_a_line_with_a_hole_is_not_drawn(world: World) -> None:
     assert emr.reason == "not trained"
     assert emr.commands[0] == "robench train emr-mlp-at-emr"
     assert emr.smaller == "robench reproduce emr-1 --scale reduced"
+    assert emr.model_only
     assert "passes of training" in (evidence.cost or "")
 
 
