@@ -45,6 +45,8 @@ class Series:
     origin: Origin | None = None
     hollow: bool = False
     """Of marks: drawn as rings."""
+    look: int | None = None
+    """Which colour and dashes it has, so that a line looks alike in all panels; None: those of its position."""
 
     def __post_init__(self) -> None:
         lengths = {len(values) for values in (self.x, self.y, self.low or self.x, self.high or self.x)}

@@ -41,6 +41,7 @@ def _series(points: list[tuple[float, Found]], *, with_clean: bool) -> Series:
         high=[100 * share.wilson[1] for _, share in shares],
         n=shares[0][1].n,
         origin=first.origin,
+        look=first.look,
     )
 
 
@@ -49,7 +50,11 @@ def _relative(title: str, series: list[Series], axis: Axis) -> Plot:
     base, other = series
     pairs = [(x, 100 * b / a) for x, a, b in zip(base.x, base.y, other.y, strict=True) if a > 0]
     ratio = Series(
-        title=f"{other.title} over {base.title}", x=[x for x, _ in pairs], y=[y for _, y in pairs], origin=other.origin
+        title=f"{other.title} over {base.title}",
+        x=[x for x, _ in pairs],
+        y=[y for _, y in pairs],
+        origin=other.origin,
+        look=1,
     )
     return Plot(title=f"{title}, relative", x=axis, y=Axis(title="of the other, %"), series=(ratio,))
 

@@ -38,7 +38,15 @@ def draw(evidence: Evidence, *, positive_only: bool = True) -> list[Panel]:
             end = max(end, threat.radius)
             places, shares = within(chosen)
             series.append(
-                Series(title=found.title, x=places, y=shares, form="step", n=len(chosen), origin=found.origin)
+                Series(
+                    title=found.title,
+                    x=places,
+                    y=shares,
+                    form="step",
+                    n=len(chosen),
+                    origin=found.origin,
+                    look=found.look,
+                )
             )
         if series:
             panels.append(

@@ -22,7 +22,7 @@ def draw(evidence: Evidence, *, denominator: Literal["all", "answered", "both"] 
             et al. plot it), or a plot of each.
     """
     panels: list[Panel] = []
-    ways = {"answered": "of the images it answers", "all": "of all images"}
+    ways = {"answered": "of those answered", "all": "of all images"}
     for panel, lines in evidence.lines():
         found = [one for line in lines if (one := evidence.certified(panel, line))]
         for way, words in ways.items():
@@ -35,7 +35,9 @@ def draw(evidence: Evidence, *, denominator: Literal["all", "answered", "both"] 
                 certified = np.sort(radius[rows["correct"] & (radius > 0) & np.isfinite(radius)])
                 if n:
                     places, shares = beyond(certified, n)
-                    series.append(Series(title=one.title, x=places, y=shares, form="step", n=n, origin=one.origin))
+                    series.append(
+                        Series(title=one.title, x=places, y=shares, form="step", n=n, origin=one.origin, look=one.look)
+                    )
             if series:
                 panels.append(
                     Plot(

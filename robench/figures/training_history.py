@@ -39,7 +39,15 @@ def draw(evidence: Evidence, *, drops: bool = False) -> list[Panel]:
                 rates = history(path, "learning_rate")
                 fell = [e for (_, before), (e, now) in pairwise(rates) if now <= before / 2]
                 rules = tuple(Rule(title=f"rate drops, epoch {epoch:g}", x=epoch) for epoch in fell)
-            series.append(Series(title=found.title, x=epochs, y=[100 * share for share in shares], origin=found.origin))
+            series.append(
+                Series(
+                    title=found.title,
+                    x=epochs,
+                    y=[100 * share for share in shares],
+                    origin=found.origin,
+                    look=found.look,
+                )
+            )
         if series:
             panels.append(
                 Plot(

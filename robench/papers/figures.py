@@ -167,6 +167,8 @@ class Found:
     stored: Stored | None
     """None where nothing was asked: the model alone is needed."""
     rows: Rows | None = None
+    look: int = 0
+    """The line's position in its panel."""
 
     @property
     def origin(self) -> Origin:
@@ -306,7 +308,7 @@ class Evidence:
             title = line.title if scale == "paper" else f"{line.title} ({scale})"
             self.used[card.card.id] = card
             rows = self.archive.rows(stored) if stored else None
-            return Found(title=title, card=card, stored=stored, rows=rows)
+            return Found(title=title, card=card, stored=stored, rows=rows, look=panel.lines.index(line))
         if reason is None:
             reason = "not trained" if has_recipe(facts.recipe) else f"no recipe {facts.recipe}"
         questions = [self.figure.asked(panel, line, other) for other in together] or [facts]

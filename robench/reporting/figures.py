@@ -300,7 +300,13 @@ def _said(series: Series) -> str:
 
 def _shape(series: Series, look: int, across: Any, up: Any, *, end: float, base: float) -> Shape:
     places = [(across(x), up(y)) for x, y in zip(series.x, series.y, strict=True)]
-    made = Shape(title=series.title, look=look % _LOOKS, form=series.form, hollow=series.hollow, n=series.n)
+    made = Shape(
+        title=series.title,
+        look=(look if series.look is None else series.look) % _LOOKS,
+        form=series.form,
+        hollow=series.hollow,
+        n=series.n,
+    )
     if series.form == "dots":
         return replace(made, dots=tuple(places[:_DENSEST]))
     if series.form == "segments":

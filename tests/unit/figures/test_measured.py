@@ -116,6 +116,9 @@ def test_training_histories_are_the_logs(world: World) -> None:
     assert [rule.x for rule in panel.rules] == [3]
     (series,) = panel.series
     assert (series.title, list(series.x), list(series.y)) == ("clean (reduced)", [1, 2, 3], [50, 75, 70])
+    assert series.look == 0
+    swapped, _ = drawn(world, figure("training-history", lines[::-1], table="emr-1"))
+    assert swapped[0].series[0].look == 1
     (lacking,) = evidence.missing
     assert lacking.reason == "the training of emr-mlp-st-reduced did not measure validation_robust_accuracy"
 

@@ -44,6 +44,8 @@ def test_areas_reach_down_and_pieces_stay_apart() -> None:
     assert shapes[0].points == "40.0,176.0 40.0,93.0 352.0,93.0 352.0,176.0"
     assert shapes[1].pieces == "M40.0 176.0L118.0 176.0M274.0 10.0L352.0 10.0"
     assert [shape.look for shape in shapes] == [0, 1]
+    (alone,) = sketch(plot(Series(title="b", x=[0, 1], y=[0, 0], look=3))).shapes
+    assert alone.look == 3
 
 
 def test_axes_reach_all_data_and_what_they_include() -> None:
