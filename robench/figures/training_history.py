@@ -11,6 +11,7 @@ from pathlib import Path
 from robench.catalog import DrawingEntry
 from robench.errors import UserError
 from robench.panels import Axis, Panel, Plot, Rule, Series
+from robench.papers.definitions import model_of
 from robench.papers.figures import Evidence
 
 
@@ -32,7 +33,9 @@ def draw(evidence: Evidence, *, drops: bool = False) -> list[Panel]:
             points = history(path, line.log or "") if path.is_file() else []
             if not points:
                 model = found.card.card.id
-                evidence.lacks(panel, line, f"the training of {model} did not measure {line.log}")
+                reduced = model != model_of(evidence.figure.asked(panel, line))
+                commands = (evidence.training_command(panel, line),) if reduced else ()
+                evidence.lacks(panel, line, f"the training of {model} did not measure {line.log}", commands=commands)
                 continue
             epochs, shares = zip(*points, strict=True)
             if drops and not series:

@@ -215,6 +215,11 @@ class Evidence:
         """Return the model of a line, of its scales the first that there is; None (and why) where there is none."""
         return self._found(panel, line, lambda *_: None)
 
+    def training_command(self, panel: PanelFacts, line: Line) -> str:
+        """Return what trains the model of a line at the paper's scale."""
+        facts = self.figure.asked(panel, line)
+        return command_for(model_of(facts) or "", facts.recipe or "", facts.changes)
+
     def attacked(
         self,
         panel: PanelFacts,
@@ -295,7 +300,7 @@ class Evidence:
             self.lacks(panel, line, f"needs {facts.needs}")
             return None
         table, reason = self.figure.table_of(line), None
-        model = model_of(facts) or ""
+        model, there = model_of(facts) or "", None
         for scale in _SCALES:
             card = self.results.cards.get(scaled_name(model, scale))
             if card is None or (scale != "paper" and (table is None or scale not in table.scales)):
@@ -303,42 +308,44 @@ class Evidence:
             try:
                 stored = look(facts, card)
             except (Unanswered, UserError) as error:
-                reason = reason or f"{card.card.id}: {error}"
+                reason, there = reason or f"{card.card.id}: {error}", there or scale
                 continue
             title = line.title if scale == "paper" else f"{line.title} ({scale})"
             self.used[card.card.id] = card
             rows = self.archive.rows(stored) if stored else None
             return Found(title=title, card=card, stored=stored, rows=rows, look=panel.lines.index(line))
-        if reason is None:
-            reason = "not trained" if has_recipe(facts.recipe) else f"no recipe {facts.recipe}"
-        questions = [self.figure.asked(panel, line, other) for other in together] or [facts]
-        trained = reason != "not trained"
         if not has_recipe(facts.recipe):
-            self.lacks(panel, line, reason)
+            self.lacks(panel, line, reason or f"no recipe {facts.recipe}")
             return None
-        commands = self._commands(questions, line, trained=trained)
-        self._count(questions, line, trained=trained)
+        questions = [self.figure.asked(panel, line, other) for other in together] or [facts]
+        commands = self._commands(questions, line, there)
+        self._count(questions, line, trained=there is not None)
         name = line.table or self.figure.table
         smaller = f"robench reproduce {name} --scale reduced" if table and "reduced" in table.scales else None
         self.lacks(
             panel,
             line,
-            reason,
+            reason or "not trained",
             commands=tuple(f"{c} {options}" if options and c.startswith("robench eval") else c for c in commands),
-            smaller=None if trained else smaller,
+            smaller=None if there else smaller,
         )
         return None
 
-    def _commands(self, questions: list[Facts], line: Line, *, trained: bool) -> tuple[str, ...]:
-        """Return what makes a line: the table's own command where the table asks the same."""
+    def _commands(self, questions: list[Facts], line: Line, there: ScaleName | None) -> tuple[str, ...]:
+        """Return what makes a line, of the model at the scale that is there: the table's own command where the table
+        asks the same.
+        """
         facts, name, table = questions[0], line.table or self.figure.table, self.figure.table_of(line)
         if line.column is not None and name is not None:
-            return (f"robench reproduce {name}",)
+            return (f"robench reproduce {name}" + (f" --scale {there}" if there and there != "paper" else ""),)
         model = model_of(facts) or ""
-        training = () if trained else (command_for(model, facts.recipe or "", facts.changes),)
+        training = () if there else (command_for(model, facts.recipe or "", facts.changes),)
         if facts.attack is None and facts.certificate is None:
             return training
-        return (*training, evaluation_command(model, questions, examples=table.examples if table else None))
+        examples = table.examples if table else None
+        if table and there and there != "paper":
+            examples = table.scales[there].examples
+        return (*training, evaluation_command(scaled_name(model, there or "paper"), questions, examples=examples))
 
     def _count(self, questions: list[Facts], line: Line, *, trained: bool) -> None:
         """Add what the training and the questions of a line take, where that is known."""

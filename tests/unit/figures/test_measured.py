@@ -121,6 +121,7 @@ def test_training_histories_are_the_logs(world: World) -> None:
     assert swapped[0].series[0].look == 1
     (lacking,) = evidence.missing
     assert lacking.reason == "the training of emr-mlp-st-reduced did not measure validation_robust_accuracy"
+    assert lacking.commands == ("robench train emr-mlp-st",)
 
 
 OVER = [{"title": name, "row": row, "attack": PGD20} for name, row in (("plain", "at-0.001"), ("EMR", "at-emr"))]
@@ -143,6 +144,19 @@ def test_accuracy_over_epsilon_is_that_of_the_records(world: World) -> None:
     assert list(plot.series[0].x) == [0, 0.1, 0.2]
     assert all(a < b < c for a, b, c in zip(plot.series[0].low, plot.series[0].y, plot.series[0].high, strict=True))
     assert list(ratio.series[0].y) == pytest.approx([100, 112.5, 150])
+
+
+def test_what_a_reduced_model_lacks_is_asked_of_that_model(world: World) -> None:
+    world.model("emr-mlp-at-reduced", "emr-mlp-at", scale="reduced", table="emr-1")
+    _, evidence = drawn(world, figure("attack-curve", ATTACKED, table="emr-1"))
+    (lacking,) = evidence.missing
+    assert lacking.reason == "emr-mlp-at-reduced: not evaluated"
+    assert lacking.commands[0].startswith("robench eval --model emr-mlp-at-reduced --attack")
+    assert lacking.commands[0].endswith("--examples 10000")
+    assert evidence.training == {}
+    line = {"title": "test", "row": "at-0.001", "column": "margin_test_mean"}
+    _, evidence = drawn(world, figure("effective-margins", [line], table="emr-1"))
+    assert evidence.missing[0].commands == ("robench reproduce emr-1 --scale reduced",)
 
 
 def test_a_line_with_a_hole_is_not_drawn(world: World) -> None:
