@@ -228,6 +228,21 @@ class LeaderboardEntry:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawingEntry:
+    """A way of drawing: ``draw(evidence, **parameters) -> list[Panel]`` (:mod:`robench.papers.figures`,
+    :mod:`robench.panels`).
+    """
+
+    name: str
+    draw: Callable[..., Any]
+    summary: str
+    source: str
+    measures: bool = True
+    """It draws what records, cards or training logs hold; else it computes an illustration by itself."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of plugin: its folder, and for Python plugins the entry's class and which field refers to the code."""
@@ -250,6 +265,8 @@ KINDS: dict[str, Kind] = {
     "suites": Kind("suites", "suite"),
     "tables": Kind("leaderboards", "paper table"),
     "papers": Kind("papers", "paper"),
+    "figures": Kind("figures", "paper figure"),
+    "drawings": Kind("figures", "drawing", "DrawingEntry", "draw"),
 }
 
 

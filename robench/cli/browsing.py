@@ -32,6 +32,8 @@ class Listing(StrEnum):
     LEADERBOARDS = "leaderboards"
     TABLES = "tables"
     PAPERS = "papers"
+    FIGURES = "figures"
+    DRAWINGS = "drawings"
 
 
 def list_catalog(
@@ -129,6 +131,11 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
         found["columns"] = [column["title"] for column in plugin.facts.get("columns", ())]
         rows = plugin.facts.get("rows", ())
         found["rows"] = [f"{r['title']} ({r['recipe']})" if "recipe" in r else r["title"] for r in rows]
+    if plugin.kind == "figures":
+        lines = [line["title"] for panel in found.pop("panels", ()) for line in panel.get("lines", ())]
+        places = [place["x"] for place in found.pop("places", ())]
+        found |= {"settings": found.pop("parameters", {}), "lines": list(dict.fromkeys(lines)), "places": places}
+        found = {key: value for key, value in found.items() if value}
     if plugin.kind == "papers":
         found["claims"] = f"{len(plugin.facts.get('claims', ()))}, in claims.html"
     if plugin.kind == "attacks":

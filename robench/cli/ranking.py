@@ -24,9 +24,10 @@ def write_all(place: Workspace) -> list[Path]:
     from robench.store import Store
 
     store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
-    written = write_papers(catalog.plugins("tables"), store, known, folder, formats=("html", "csv"))
-    # The index comes last: it lists what there is.
     images = functools.partial(_images, place)
+    tables = catalog.plugins("tables")
+    written = write_papers(tables, store, known, folder, formats=("html", "csv"), open_images=images)
+    # The index comes last: it lists what there is.
     boards = catalog.plugins("leaderboards")
     return [*written, *write_leaderboards(boards, store, known, folder, open_images=images)]
 
@@ -94,12 +95,12 @@ def leaderboard(
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
     written = []
+    images = functools.partial(_images, place)
     if tables:
         shown = None if names else [m for m in known if (folder / "models" / f"{file_name(m)}.html").exists()]
-        written += write_papers(tables, store, known, folder, formats=of_papers, linked=shown)
+        written += write_papers(tables, store, known, folder, formats=of_papers, linked=shown, open_images=images)
     if names:
         # Written after the papers' pages, which the index lists.
-        images = functools.partial(_images, place)
         made = write_leaderboards(names, store, known, folder, formats=formats or FORMATS, open_images=images)
         written = [*made, *written]
     if json_output:

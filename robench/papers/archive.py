@@ -101,7 +101,7 @@ class Archive:
         """Return what is known of a cell of this model, or why it is not."""
         try:
             return _MEASURES[facts.measure or ""](self, facts, card, source)
-        except _Unanswered as missing:
+        except Unanswered as missing:
             return NoAnswer(reason=str(missing))
         except UserError as error:
             # An attack without a form for this norm, a certificate that is not there: the table's own mistake.
@@ -178,7 +178,7 @@ class Archive:
         complete = [s for s in current if s.status == "complete"]
         if complete:
             return min(complete, key=_largest_first)
-        raise _Unanswered(_why_not(candidates, own, current))
+        raise Unanswered(_why_not(candidates, own, current))
 
     def clean(self, card: ModelCard) -> tuple[Stored, Proportion]:
         """Return the clean accuracy of a model on the test split, of several records from that of most images."""
@@ -190,13 +190,13 @@ class Archive:
             and _is_plain(s.record)
         ]
         if not own:
-            raise _Unanswered("not evaluated")
+            raise Unanswered("not evaluated")
         best = min(own, key=_largest_first)
         record = best.record
         return best, record.plain if isinstance(record, CertificateRecord) else record.clean
 
 
-class _Unanswered(Exception):
+class Unanswered(Exception):
     """Its text says why."""
 
 
@@ -294,7 +294,7 @@ def _robust(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard |
 
 def _transfer(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:
     if source is None:
-        raise _Unanswered(f"the source {facts.source} is not trained")
+        raise Unanswered(f"the source {facts.source} is not trained")
     stored = archive.transferred(facts, card, source, threats_of(facts)[-1])
     assert isinstance(stored.record, TransferRecord)
     return _share(stored, stored.record.robust)
@@ -303,14 +303,14 @@ def _transfer(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard
 def _average(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:
     """Return the area under the curve over epsilon, from the clean accuracy at 0, over its width; by trapezoids."""
     if facts.source and source is None:
-        raise _Unanswered(f"the source {facts.source} is not trained")
+        raise Unanswered(f"the source {facts.source} is not trained")
     threats = threats_of(facts)
     found = [
         archive.transferred(facts, card, source, t) if source else archive.attacked(facts, card, t) for t in threats
     ]
     rows = [archive.rows(s) for s in found]
     if any(not np.array_equal(own["example_id"], rows[0]["example_id"]) for own in rows):
-        raise _Unanswered("its epsilons were attacked on different images")
+        raise Unanswered("its epsilons were attacked on different images")
     places = [0.0, *(t.radius for t in threats)]
     heights = [rows[0]["attacked"].astype(np.float64), *(own["robust"].astype(np.float64) for own in rows)]
     area = np.trapezoid(np.stack(heights), places, axis=0) / places[-1]
@@ -323,8 +323,14 @@ def _distance(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard
     del source
     threat = threats_of(facts)[-1]
     stored = archive.attacked(facts, card, threat)
-    rows = archive.rows(stored)
-    return _statistic(stored, np.where(rows["attacked"], rows[threat.norm.lower()], 0.0), facts.statistic)
+    return _statistic(stored, distances(archive.rows(stored), threat), facts.statistic)
+
+
+def distances(rows: Rows, threat: ThreatModel) -> NDArray[np.float64]:
+    """Return how far the attacked images lie: 0 for those that are wrong anyway, the last distance where none was
+    found.
+    """
+    return np.where(rows["attacked"], rows[threat.norm.lower()], 0.0)
 
 
 def _relative(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:
@@ -356,7 +362,7 @@ def _statistic(stored: Stored, values: NDArray[np.float64], name: str | None) ->
     """Return a statistic of values with its 95 % interval, where it has one."""
     n = len(values)
     if n == 0 or not np.isfinite(values).all():
-        raise _Unanswered("no image to take it over" if n == 0 else "not finite for some image")
+        raise Unanswered("no image to take it over" if n == 0 else "not finite for some image")
     if name == "mean":
         mean, low, high = mean_interval(values)
         return _answer([stored], (low, high), value=mean, n=n)

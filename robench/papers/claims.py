@@ -26,6 +26,7 @@ from robench import catalog
 from robench.errors import UserError
 from robench.papers.definitions import Claim, load_paper
 from robench.papers.filling import Filler, PaperCell, setting_of
+from robench.papers.smoothing_toy import adversarial_distance
 from robench.recipe import load_recipe
 from robench.smoothing_bounds import largest_radius
 
@@ -207,6 +208,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "parameters": _parameters,
     "largest_radius": lambda n, alpha, sigma: largest_radius(int(n), alpha, sigma),
     "recipe": _recipe,
+    "smoothing_toy": lambda step: adversarial_distance(int(step)),
 }
 
 

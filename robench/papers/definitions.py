@@ -220,24 +220,27 @@ class Paper(Value):
     code: str | None = None
     tables: tuple[str, ...]
     """In the order of the paper."""
+    figures: tuple[str, ...] = ()
+    """In the order of the paper."""
     claims: tuple[Claim, ...] = ()
 
 
 @functools.cache
 def load_table(name: str) -> PaperTable:
     """Return the table of that name; raise UnknownName, or PluginError for a file that breaks the rules."""
-    found: PaperTable = _read("tables", name, PaperTable)
+    found: PaperTable = read_definition("tables", name, PaperTable)
     return found
 
 
 @functools.cache
 def load_paper(name: str) -> Paper:
     """Return the paper of that name."""
-    found: Paper = _read("papers", name, Paper)
+    found: Paper = read_definition("papers", name, Paper)
     return found
 
 
-def _read(kind: str, name: str, type_: Any) -> Any:
+def read_definition(kind: str, name: str, type_: Any) -> Any:
+    """Return the content of a TOML plugin as a value; raise PluginError for a file that breaks the rules."""
     plugin = catalog.find(kind, name)
     try:
         return type_.model_validate(plugin.facts)

@@ -152,7 +152,7 @@ class Filler:
     def __init__(self, results: Results) -> None:
         """Look the records through once."""
         self.cards = {name: stored.card for name, stored in results.cards.items()}
-        self.archive = Archive(results)
+        self.results, self.archive = results, Archive(results)
         self._filled: dict[str, FilledTable] = {}
         self._differences: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -241,12 +241,12 @@ class Filler:
             return None, None
         recipe, parts = asked.recipe_at("paper"), []
         if asked.model not in self.cards and (training := training_passes(recipe)):
-            parts.append(f"{_large(training.gradient)} of training")
+            parts.append(f"{in_words(training.gradient)} of training")
         passes = cell_passes(asked.facts, recipe.dataset, asked.table.examples)
         if passes and passes.gradient:
-            parts.append(f"{_large(passes.gradient)} of attack at most")
+            parts.append(f"{in_words(passes.gradient)} of attack at most")
         elif passes and passes.forward:
-            parts.append(f"{_large(passes.forward)} of evaluation")
+            parts.append(f"{in_words(passes.forward)} of evaluation")
         network = recipe.architecture.name if recipe.architecture else "the network"
         return f"robench reproduce {asked.name}", f"{', '.join(parts)}: passes through {network}" if parts else None
 
@@ -403,7 +403,7 @@ def _decimals(found: Answer) -> int | None:
     return (2 if found.n >= 5000 else 1) if found.percent else None
 
 
-def _large(number: int) -> str:
+def in_words(number: int) -> str:
     """Return "4.6 million"."""
     for size, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if number >= size:

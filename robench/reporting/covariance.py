@@ -8,62 +8,30 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 import io
-import math
-from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from robench.errors import UnsafeFile, UserError
-from robench.records import ModelCard
-from robench.reporting.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line, Tick
+from robench.covariances import Covariance, block_means, read_covariance
+from robench.reporting.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line, Tick, round_bounds
 from robench.reporting.rendering import environment
+
+__all__ = [
+    "Covariance",
+    "covariance_charts",
+    "covariance_csv",
+    "covariance_picture",
+    "covariance_svg",
+    "heat_picture",
+    "read_covariance",
+]
 
 #: Rows and columns of a heat map; of a larger matrix each cell is the mean of a block.
 _LARGEST_MAP = 1024
 _NEGATIVE, _ZERO, _POSITIVE = (np.array(c, dtype=np.float64) for c in ((194, 87, 26), (255, 255, 255), (10, 108, 102)))
-
-
-@dataclass(frozen=True)
-class Covariance:
-    """What a model's defense has learned."""
-
-    model: str
-    image_shape: tuple[int, int, int]
-    values: NDArray[np.float64]
-    """`(d, d)` over the flattened pixels `(C, H, W)`, or the function `(C, C, R + 1)` of the displacement in pixels."""
-
-
-def read_covariance(card: ModelCard, folder: Path) -> Covariance:
-    """Return the covariance that stands beside a card.
-
-    Raises UserError for a model that has none, UnsafeFile for a file that is not the one its card names.
-    """
-    described = card.defense_state
-    if described is None:
-        raise UserError(_none_in(card))
-    path = folder / described.file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; train {card.id} again with --replace") from None
-    if hashlib.sha256(data).hexdigest() != described.sha256:
-        raise UnsafeFile(f"{path} is not the file that its card names; restore it or train again")
-    state = safetensors.numpy.load(data)
-    name = next((name for name in sorted(state) if name.endswith("/covariance")), None)
-    if name is None:
-        raise UserError(_none_in(card))
-    return Covariance(card.id, card.input_shape, state[name].astype(np.float64))
-
-
-def _none_in(card: ModelCard) -> str:
-    return f"model {card.id} was trained without a covariance; SGR learns one, such as robench train digits-sgr"
 
 
 def covariance_csv(covariance: Covariance) -> str:
@@ -76,7 +44,7 @@ def covariance_csv(covariance: Covariance) -> str:
         for displacement, values in enumerate(zip(*pairs.values(), strict=True)):
             writer.writerow([displacement, *(f"{value:.9g}" for value in values)])
     else:
-        cells, block = _blocks(covariance.values)
+        cells, block = block_means(covariance.values, _LARGEST_MAP)
         starts = [block * i for i in range(len(cells))]
         writer.writerow(["pixel", *starts])
         for start, row in zip(starts, cells, strict=True):
@@ -92,14 +60,14 @@ def covariance_svg(covariance: Covariance) -> str:
             .get_template("covariance_function.svg")
             .render(title=f"Covariance function of {covariance.model}", charts=_charts(covariance))
         )
-    cells, block = _blocks(covariance.values)
+    cells, block = block_means(covariance.values, _LARGEST_MAP)
     largest = float(np.abs(cells).max())
     return (
         environment()
         .get_template("covariance_matrix.svg")
         .render(
             title=f"Covariance matrix of {covariance.model}",
-            picture=_picture(cells / largest if largest > 0 else cells),
+            picture=heat_picture(cells / largest if largest > 0 else cells),
             dimension=len(covariance.values),
             block=block,
             largest=f"{largest:.3g}",
@@ -117,9 +85,9 @@ def covariance_picture(covariance: Covariance) -> str | None:
     """Return the heat map of a matrix as the base64 text of a PNG file; a function has none."""
     if covariance.values.ndim == 3:
         return None
-    cells, _ = _blocks(covariance.values)
+    cells, _ = block_means(covariance.values, _LARGEST_MAP)
     largest = float(np.abs(cells).max())
-    return _picture(cells / largest if largest > 0 else cells)
+    return heat_picture(cells / largest if largest > 0 else cells)
 
 
 def _pairs(covariance: Covariance) -> dict[str, NDArray[np.float64]]:
@@ -135,7 +103,7 @@ def _charts(covariance: Covariance) -> list[Chart]:
     pairs = _pairs(covariance)
     channels = len(covariance.values)
     drawn = list(pairs.items())
-    low, high = _round_bounds(min(0.0, *(v.min() for v in pairs.values())), max(v.max() for v in pairs.values()))
+    low, high = round_bounds(min(0.0, *(v.min() for v in pairs.values())), max(v.max() for v in pairs.values()))
     titles = {"within channels": drawn[:channels], "between channels": drawn[channels:]}
     return [_chart(title, curves, low, high) for title, curves in titles.items() if curves]
 
@@ -161,27 +129,7 @@ def _chart(title: str, curves: list[tuple[str, NDArray[np.float64]]], low: float
     )
 
 
-def _round_bounds(low: float, high: float) -> tuple[float, float]:
-    """Return bounds that lie a whole number of round steps from zero, four steps apart."""
-    span = max(high - low, 1e-300)
-    unit = 10.0 ** math.floor(math.log10(span / 4))
-    for step in (m * unit for m in (1, 2, 2.5, 5, 10, 20, 25)):
-        start = math.floor(low / step) * step
-        if start + 4 * step >= high:
-            return start, start + 4 * step
-    raise AssertionError("the last step spans more than twice the values")
-
-
-def _blocks(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Return the matrix averaged over square blocks so that it can be drawn, and the blocks' side."""
-    side = -(-len(matrix) // _LARGEST_MAP)
-    starts = np.arange(0, len(matrix), side)
-    sizes = np.diff([*starts, len(matrix)])
-    sums = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
-    return sums / np.outer(sizes, sizes), side
-
-
-def _picture(shares: NDArray[np.float64]) -> str:
+def heat_picture(shares: NDArray[np.float64]) -> str:
     """Return values in [-1, 1] as the base64 text of a PNG file: orange below zero, white, green above."""
     strength = np.abs(shares)[..., None]
     colours = _ZERO + strength * (np.where(shares[..., None] < 0, _NEGATIVE, _POSITIVE) - _ZERO)

@@ -205,6 +205,17 @@ def _ceiling(series: dict[str, list[float | None]]) -> float:
     return next(m * unit for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if m * unit >= largest or m == 10)
 
 
+def round_bounds(low: float, high: float) -> tuple[float, float]:
+    """Return bounds that lie a whole number of round steps from zero, four steps apart."""
+    span = max(high - low, 1e-300)
+    unit = 10.0 ** math.floor(math.log10(span / 4))
+    for step in (m * unit for m in (1, 2, 2.5, 5, 10, 20, 25)):
+        start = math.floor(low / step) * step
+        if start + 4 * step >= high:
+            return start, start + 4 * step
+    raise AssertionError("the last step spans more than twice the values")
+
+
 def _chart(
     title: str, epochs: list[float], series: dict[str, list[float | None]], bounds: tuple[float, float]
 ) -> Chart:

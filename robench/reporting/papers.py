@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from robench import catalog
+from robench.datasets import ImageSet
 from robench.papers.claims import Judged, judge_paper
 from robench.papers.definitions import Paper, known_tables, load_paper, load_table, page_name, pages_in
 from robench.papers.filling import FilledTable, Filler, PaperCell
+from robench.records import Examples
+from robench.reporting.figures import ShownFigure, show_figure
 from robench.reporting.latex import latex_text
+from robench.reporting.pictures import Pictures
 from robench.reporting.regions import panels_of, regions_csv, regions_svg
 from robench.reporting.rendering import environment
 from robench.store import Store, StoredCard, file_name, publish
@@ -57,6 +61,7 @@ class PaperPage:
     name: str
     paper: Paper
     tables: tuple[FilledTable, ...]
+    figures: tuple[ShownFigure, ...] = ()
 
 
 def paper_of(table: str) -> str:
@@ -69,11 +74,17 @@ def judged_claims(filler: Filler) -> dict[str, list[Judged]]:
     return {name: judge_paper(name, filler) for name in catalog.plugins("papers")}
 
 
-def filled_pages(filler: Filler, papers: Iterable[str]) -> list[PaperPage]:
-    """Return these papers with all their tables filled."""
+def filled_pages(filler: Filler, papers: Iterable[str], pictures: Pictures) -> list[PaperPage]:
+    """Return these papers with all their tables filled and their figures drawn."""
     loaded = {name: load_paper(name) for name in dict.fromkeys(papers)}
     return [
-        PaperPage(name, paper, tuple(filler.fill(table) for table in paper.tables)) for name, paper in loaded.items()
+        PaperPage(
+            name,
+            paper,
+            tuple(filler.fill(table) for table in paper.tables),
+            tuple(show_figure(figure, filler.results, filler.archive, pictures) for figure in paper.figures),
+        )
+        for name, paper in loaded.items()
     ]
 
 
@@ -85,6 +96,11 @@ def models_of(filled: FilledTable) -> dict[str, list[PaperCell]]:
             if cell.model is not None:
                 found.setdefault(cell.model, []).append(cell)
     return found
+
+
+def figure_file(name: str) -> str:
+    """Return where a figure's numbers stand, beside its paper's page."""
+    return f"paper-figures/{name}.csv"
 
 
 def paper_table_csv(filled: FilledTable) -> str:
@@ -176,16 +192,20 @@ def write_papers(
     *,
     formats: Collection[str] = PAPER_FORMATS,
     linked: Collection[str] | None = None,
+    open_images: Callable[[Examples], ImageSet] | None = None,
 ) -> list[Path]:
     """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
-    each table and of the claims (`csv`), and each table for booktabs (`latex`); and where its models are classifiers of
-    a plane, their decision regions.
+    each table, of the figures of these papers and of the claims (`csv`), and each table for booktabs (`latex`); and
+    where a table's models are classifiers of a plane, their decision regions.
 
-    `linked` are the models whose pages are there to be linked to; None: all that have a card. Raises UserError for
+    `linked` are the models whose pages are there to be linked to; None: all that have a card. `open_images` gives the
+    images that figures show pictures of, as of :func:`robench.reporting.site.write_leaderboards`. Raises UserError for
     damaged records, StorageError where `folder` cannot be written. Everything is rendered before anything is written.
     """
     wanted, filler = all_tables(tables), Filler(store.results(cards))
-    pages, claims = filled_pages(filler, map(paper_of, wanted)), judged_claims(filler)
+    pictures = Pictures(store.root, open_images)
+    pages = filled_pages(filler, map(paper_of, wanted), pictures)
+    claims = judged_claims(filler)
     files: dict[str, str] = {}
     regions = {t.name: panels for page in pages for t in page.tables if (panels := panels_of(t, store.root, cards))}
     if "html" in formats:
@@ -202,9 +222,12 @@ def write_papers(
     filled = [table for page in pages for table in page.tables if table.name in wanted]
     if "csv" in formats:
         files |= {f"{table.name}.csv": paper_table_csv(table) for table in filled} | {"claims.csv": claims_csv(claims)}
+        files |= {figure_file(figure.name): figure.csv for page in pages for figure in page.figures if figure.csv}
         files |= {f"{name}-regions.csv": regions_csv(panels) for name, panels in regions.items()}
     if "latex" in formats:
         files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
+    for path, text in pictures.files().items() if "html" in formats else ():
+        publish(path, text.encode())
     for name, text in files.items():
         publish(folder / name, text.encode())
     return [folder / name for name in files]
@@ -218,7 +241,7 @@ class _Renderer:
         self.known = {"folder": folder, "cards": cards, "linked": linked, "csv": csv}
 
     def page(self, template: str, **values: Any) -> str:
-        shared = {**self.known, "link": self.link, "model_page": self.model_page}
+        shared = {**self.known, "link": self.link, "model_page": self.model_page, "figure_file": figure_file}
         return environment().get_template(template).render(**shared, **values)
 
     def link(self, target: Path) -> str:

@@ -11,8 +11,9 @@ from chromium import Browser, find_chromium
 from scipy.stats import binomtest
 from synthetic import card, first_of, put, spec
 
+from robench.papers.definitions import known_tables
 from robench.registry import read_cards
-from robench.reporting import write_leaderboards
+from robench.reporting import write_leaderboards, write_papers
 from robench.store import Store
 from tests.flow.conftest import ROOT
 
@@ -45,6 +46,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_papers_pages_fit_and_draw_their_figures(browser: Browser, tmp_path: Path, width: int, height: int) -> None:
+    browser.complaints.clear()
+    write_papers(known_tables(), Store(tmp_path), {}, tmp_path)
+    browser.resize(width, height)
+    try:
+        for page in sorted(tmp_path.glob("paper-*.html")):
+            browser.open(page)
+            assert browser.value("document.documentElement.scrollWidth") <= width, page.name
+            boxes = browser.value(
+                "[...document.querySelectorAll('.panels .chart, .panels img')].map(e => e.getBoundingClientRect())"
+                ".map(r => [r.left, r.right, r.height])"
+            )
+            assert all(left >= 0 and right <= width and tall > 20 for left, right, tall in boxes), page.name
+    finally:
+        browser.resize(1280, 900)
+    assert browser.complaints == []
 
 
 TABLE = "robustness-mnist-linf-0.3.html"

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from test_pages import store, write  # noqa: F401
 
+from robench.papers.definitions import known_tables
+from robench.reporting import write_papers
+from robench.store import Store
+
 STYLE = Path(__file__).parents[3] / "robench" / "reporting" / "templates" / "style.css"
 VOID = {"meta", "input", "img", "br", "link", "hr", "rect", "circle", "line", "polyline"}
 
@@ -108,6 +112,14 @@ def test_every_page_passes(store) -> None:  # noqa: F811
         assert checked.title.endswith("robench")
         assert 'href="#main"' in text, "keys get past the head"
         assert 'name="viewport"' in text
+
+
+def test_the_papers_pages_pass(tmp_path: Path) -> None:
+    """With the figures that are computed, and what the others need."""
+    pages = [path for path in write_papers(known_tables(), Store(tmp_path), {}, tmp_path) if path.suffix == ".html"]
+    assert len(pages) == 5
+    for page in pages:
+        assert Checker(page.read_text()).problems == [], page.name
 
 
 @pytest.mark.parametrize(
