@@ -181,12 +181,25 @@ def _check_gradient(model: Classifier, images: Tensor) -> None:
             )
         (gradient,) = torch.autograd.grad(largest, leaf, allow_unused=True)
     if gradient is None or not bool((gradient != 0).any()):
+        if _is_constant(model, images):
+            raise PreflightFailed(
+                "the model gives every image the same answer: it has collapsed to a constant, and there is nothing to "
+                "attack; train it anew, with another seed, a lower learning rate or less regularisation"
+            )
         raise PreflightFailed(
             "the gradient to the images is zero for all of them, so that gradient attacks would report "
             "robustness; does the model detach, round or quantise its input?"
         )
     if not bool(torch.isfinite(gradient).all()):
         raise PreflightFailed("the gradient to the images has NaN or infinite values; attacks cannot follow it")
+
+
+@torch.no_grad()
+def _is_constant(model: Classifier, images: Tensor) -> bool:
+    """Tell whether the logits are the same at images, their negatives and one in grey."""
+    shown = torch.cat([images, 1 - images, torch.full_like(images[:1], 0.5)])
+    logits = _call(model, shown)
+    return logit_gap(logits, logits[:1].expand_as(logits)) < LOGIT_TOLERANCE
 
 
 def _check_loss(model: Classifier, images: Tensor, labels: Tensor, loss: str) -> None:

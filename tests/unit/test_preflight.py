@@ -91,6 +91,13 @@ class Quantised(Wrapped):
         return self.network((images * 4).round() / 4)
 
 
+class Constant(Wrapped):
+    """What is left where every unit is dead: the last layer's bias."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 0 * super().forward(images).clamp(-1, 1) + torch.tensor([1.0, *[0.0] * 4], dtype=images.dtype)
+
+
 class InfiniteSlope(Wrapped):
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - images).sqrt() + images)
@@ -117,6 +124,7 @@ def labels(model: Classifier) -> Tensor:
         (Randomised, "answers the same images differently"),
         (Counting, r"changes it \(buffer network.seen\)"),
         (Detached, "no gradient leads"),
+        (Constant, "it has collapsed to a constant"),
         (Quantised, "zero for all of them"),
         (InfiniteSlope, "gradient to the images has NaN"),
     ],
