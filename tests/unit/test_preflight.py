@@ -95,7 +95,7 @@ class Constant(Wrapped):
     """What is left where every unit is dead: the last layer's bias."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return 0 * super().forward(images).clamp(-1, 1) + torch.tensor([1.0, *[0.0] * 4], dtype=images.dtype)
+        return 0 * super().forward(images).clamp(-1, 1) + torch.tensor([1.5, *[-0.5] * 4], dtype=images.dtype)
 
 
 class InfiniteSlope(Wrapped):
