@@ -7,6 +7,7 @@ no guarantee, and a certificate of the smoothed model says nothing of one forwar
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,19 @@ class Certified:
         """Return the average certified radius."""
         return self.stored.record.average_radius
 
+    @property
+    def beyond(self) -> str | None:
+        """Return what is wrong with radii that no image can have: a network that all but collapsed to a constant has
+        such margins, because a margin is a linear extrapolation.
+        """
+        if self.card is None or not len(self.radius):
+            return None
+        farthest = math.sqrt(math.prod(self.card.card.input_shape))
+        largest = self.radius[np.isfinite(self.radius)].max(initial=0.0)
+        if largest <= farthest:
+            return None
+        return f"radii up to {largest:.1e}, where no two images are farther apart than {farthest:.4g}"
+
 
 def certification(results: Results) -> list[Table]:
     """Return a table for every (data set, examples, certificate) that has records."""
@@ -76,7 +90,9 @@ def table_name(spec: CertificateSpec) -> str:
 
 def build_table(name: str, group: Sequence[StoredCertificate], results: Results) -> Table:
     """Return the table of records that share examples and certificate."""
-    rows_of = sorted(_models(group, results), key=lambda c: (-c.average, natural(c.name)))
+    models = list(_models(group, results))
+    unranked = sorted((c for c in models if c.beyond), key=lambda c: natural(c.name))
+    rows_of = sorted((c for c in models if not c.beyond), key=lambda c: (-c.average, natural(c.name)))
     spec, guarantee = group[0].record.spec, group[0].record.guarantee
     radii = [r for r in _RADII if any((c.radius[c.correct] > r).any() for c in rows_of)]
     by_radius = any((c.radius > 0).any() for c in rows_of)
@@ -90,9 +106,12 @@ def build_table(name: str, group: Sequence[StoredCertificate], results: Results)
         title=f"{spec.examples.dataset}, {spec.certificate.name}" + (f", noise {noise:g}" if noise else ""),
         caption=shown,
         columns=columns(radii),
-        rows=tuple(row(c, radii, rank=rank) for c, rank in zip(rows_of, ranks, strict=True)),
+        rows=(
+            *(row(c, radii, rank=Cell(value=rank)) for c, rank in zip(rows_of, ranks, strict=True)),
+            *(row(c, radii, rank=Cell(note=c.beyond)) for c in unranked),
+        ),
         ranked_by="average" if by_radius else "correct",
-        figures=(curves(rows_of),) if by_radius else (),
+        figures=(curves(rows_of),) if by_radius and rows_of else (),
         reading=(guarantee, _reading(spec)),
     )
 
@@ -160,14 +179,14 @@ def columns(radii: Sequence[float]) -> tuple[Column, ...]:
     return (*made, samples, gap)
 
 
-def row(certified: Certified, radii: Sequence[float], *, rank: int) -> tuple[Cell, ...]:
+def row(certified: Certified, radii: Sequence[float], *, rank: Cell) -> tuple[Cell, ...]:
     """Return a model's cells, in the order of :func:`columns`."""
     record, path = certified.stored.record, certified.stored.path
     correct, answered = certified.correct, ~certified.abstained
     own = record.radii
     reached = [correct & (certified.radius > radius) for radius in radii]
     return (
-        Cell(value=rank),
+        rank,
         Cell(value=certified.name, model=certified.name if certified.card else None, note=certified.note),
         mean_cell(_finite(np.where(correct, certified.radius, 0.0))),
         proportion_cell(record.correct, record=path),

@@ -7,6 +7,7 @@ is now. What failed, was stopped, or belongs to other weights gives a reason ins
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -347,7 +348,12 @@ def _certificate_statistic(archive: Archive, facts: Facts, card: ModelCard, sour
     rows = archive.rows(stored)
     everything = np.ones(len(rows["radius"]), dtype=np.bool_)
     chosen = {"all": everything, "correct": rows["correct"], "positive": rows["radius"] > 0}[facts.over]
-    return _statistic(stored, rows["radius"][chosen], facts.statistic)
+    radii = rows["radius"][chosen]
+    # A margin is a linear extrapolation; that of a network which has all but collapsed to a constant leads nowhere.
+    farthest = math.sqrt(math.prod(card.input_shape))
+    if (radii[np.isfinite(radii)] > farthest).any():
+        raise Unanswered(f"up to {radii.max():.1e}, where no two images are farther apart than {farthest:.4g}")
+    return _statistic(stored, radii, facts.statistic)
 
 
 def _certified_share(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:

@@ -29,13 +29,17 @@ __all__ = [
     "read_covariance",
 ]
 
-#: Rows and columns of a heat map; of a larger matrix each cell is the mean of a block.
+#: Rows and columns of a heat map at most; of a larger matrix each cell is the mean of a block.
 _LARGEST_MAP = 1024
+#: The same on a page, which has to be light.
+PAGE_MAP = 200
 _NEGATIVE, _ZERO, _POSITIVE = (np.array(c, dtype=np.float64) for c in ((194, 87, 26), (255, 255, 255), (10, 108, 102)))
 
 
-def covariance_csv(covariance: Covariance) -> str:
-    """Return the numbers that are drawn: per displacement a column for each pair of channels, or a matrix's cells."""
+def covariance_csv(covariance: Covariance, *, side: int = _LARGEST_MAP) -> str:
+    """Return the numbers that are drawn: per displacement a column for each pair of channels, or a matrix's cells, at
+    most `side` of them in a row.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if covariance.values.ndim == 3:
@@ -44,7 +48,7 @@ def covariance_csv(covariance: Covariance) -> str:
         for displacement, values in enumerate(zip(*pairs.values(), strict=True)):
             writer.writerow([displacement, *(f"{value:.9g}" for value in values)])
     else:
-        cells, block = block_means(covariance.values, _LARGEST_MAP)
+        cells, block = block_means(covariance.values, side)
         starts = [block * i for i in range(len(cells))]
         writer.writerow(["pixel", *starts])
         for start, row in zip(starts, cells, strict=True):
@@ -81,11 +85,14 @@ def covariance_charts(covariance: Covariance) -> tuple[Chart, ...]:
     return tuple(_charts(covariance)) if covariance.values.ndim == 3 else ()
 
 
-def covariance_picture(covariance: Covariance) -> str | None:
-    """Return the heat map of a matrix as the base64 text of a PNG file; a function has none."""
+def covariance_picture(covariance: Covariance, *, side: int = _LARGEST_MAP) -> str | None:
+    """Return the heat map of a matrix as the base64 text of a PNG file; a function has none.
+
+    It has at most `side` rows and columns.
+    """
     if covariance.values.ndim == 3:
         return None
-    cells, _ = block_means(covariance.values, _LARGEST_MAP)
+    cells, _ = block_means(covariance.values, side)
     largest = float(np.abs(cells).max())
     return heat_picture(cells / largest if largest > 0 else cells)
 

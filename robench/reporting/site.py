@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from robench import catalog
+from robench.covariances import Covariance, block_means
 from robench.datasets import ImageSet
 from robench.errors import UserError
 from robench.papers.definitions import pages_in
@@ -288,17 +289,25 @@ def _covariance(stored: StoredCard) -> Drawing | None:
         if "covariance" in str(card.recipe):
             raise
         return None
-    picture = covariance.covariance_picture(found)
+    picture = covariance.covariance_picture(found, side=covariance.PAGE_MAP)
     return Drawing(
         name="covariance",
         title="Covariance of the attacks it saw",
-        caption="Over pairs of pixels, orange where negative, green where positive"
+        caption=f"Over pairs of pixels, orange where negative, green where positive{_blocks(found)}"
         if picture
         else "By how far apart two pixels are, for each pair of channels",
         charts=covariance.covariance_charts(found),
         picture=picture,
-        csv=covariance.covariance_csv(found),
+        csv=covariance.covariance_csv(found, side=covariance.PAGE_MAP),
     )
+
+
+def _blocks(found: Covariance) -> str:
+    """Say how many cells of a large matrix are drawn as one."""
+    from robench.reporting.covariance import PAGE_MAP
+
+    side = block_means(found.values, PAGE_MAP)[1]
+    return f"; each cell is the mean of {side} x {side}" if side > 1 else ""
 
 
 def _choices(table: Table) -> list[tuple[int, str, list[str]]]:

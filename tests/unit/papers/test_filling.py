@@ -216,6 +216,14 @@ def test_distances_margins_transfers_and_averages(tmp_path: Path) -> None:
     assert margins.cell("st-0.001", "margin_test_std").value == pytest.approx(np.std(right))
     assert margins.cell("st-0.001", "margin_train_mean").missing == "not evaluated"
 
+    world.model("emr-mlp-at")
+    put_certificate(
+        world.store, certificate_spec("emr-mlp-at", "effective-margin"), [*CERTIFIED_RADIUS[:-1], 1e20], [1] * 10
+    )
+    collapsed = world.fill("emr-1").cell("at-0.001", "margin_test_mean")
+    assert collapsed.value is None
+    assert collapsed.missing == "up to 1.0e+20, where no two images are farther apart than 28"
+
     attack = "pgd-40:stop_when_broken=false"
     for name in ("sgr-gn-mnist", "sgr-sgr_grad-mnist"):
         world.model(name)

@@ -18,7 +18,13 @@ from safetensors.torch import load_file
 from robench import cli
 from robench.errors import UnsafeFile, UserError
 from robench.registry import find_card
-from robench.reporting.covariance import Covariance, covariance_csv, covariance_svg, read_covariance
+from robench.reporting.covariance import (
+    Covariance,
+    covariance_csv,
+    covariance_picture,
+    covariance_svg,
+    read_covariance,
+)
 from robench.reporting.curves import BOTTOM, HEIGHT, TOP
 from robench.training import loop
 from tests.unit.training.problems import Watcher, make_workspace, run_training, small_recipe
@@ -153,3 +159,15 @@ def test_cards_without_the_field_still_load(workspace):
     older = text.replace(' "defense_state": null,\n', "")
     assert "defense_state" not in older
     assert type(card).from_json(older, origin="test") == card
+
+
+def test_a_page_has_a_light_form_of_a_large_matrix():
+    values = np.random.RandomState(0).standard_normal((784, 784))
+    covariance = Covariance("large", (1, 28, 28), values)
+    rows = list(csv.reader(io.StringIO(covariance_csv(covariance, side=200))))
+    assert rows[0][:3] == ["pixel", "0", "4"]
+    assert len(rows) == len(rows[0]) == 1 + 196
+    assert float(rows[3][2]) == pytest.approx(values[8:12, 4:8].mean(), rel=1e-6)
+    picture = covariance_picture(covariance, side=200)
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (196, 196)
+    assert len(picture) < 0.2 * len(covariance_picture(covariance))
