@@ -27,6 +27,8 @@ from robench.records import (
     Proportion,
     Provenance,
     ShardError,
+    TimingRecord,
+    TimingSpec,
     TransferRecord,
     TransferSpec,
     WeightsFile,
@@ -276,4 +278,35 @@ def put_certificate(
     cost = Cost(forward_passes=1100, backward_passes=0, seconds=1.0)
     record = record_of(question, typed, cost=cost, provenance=PROVENANCE)
     store.write_certificate(record, typed)
+    return record
+
+
+def timing_record(model: str = "a", *, copies: int = 1, median: float = 0.01, **changes: Any) -> TimingRecord:
+    """How long an image takes through a network."""
+    asked: dict[str, Any] = {
+        "subject": model,
+        "architecture": Configured(name="resnet34_555", parameters={}),
+        "input_shape": (3, 32, 32),
+        "num_classes": 10,
+        "copies": copies,
+        "sigma": 0.25 if copies > 1 else 0.0,
+        "device": "cpu (x86_64)",
+        "threads": 2,
+        **changes,
+    }
+    return TimingRecord(
+        spec=TimingSpec(**asked),
+        queries=100,
+        median=median,
+        low=0.9 * median,
+        high=1.1 * median,
+        quartiles=(0.8 * median, 1.2 * median),
+        provenance=PROVENANCE,
+    )
+
+
+def put_timing(store: Store, model: str, **options: Any) -> TimingRecord:
+    """Store how long an image takes."""
+    record = timing_record(model, **options)
+    store.write_timing(record)
     return record

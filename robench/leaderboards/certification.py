@@ -49,16 +49,13 @@ class Certified:
 
     @property
     def beyond(self) -> str | None:
-        """Return what is wrong with radii that no image can have: a network that all but collapsed to a constant has
-        such margins, because a margin is a linear extrapolation.
+        """Return what is wrong with radii that are on average larger than an image can have: a network that all but
+        collapsed to a constant has such margins, because a margin is a linear extrapolation.
         """
-        if self.card is None or not len(self.radius):
+        farthest = math.sqrt(math.prod(self.card.card.input_shape)) if self.card else math.inf
+        if self.average <= farthest:
             return None
-        farthest = math.sqrt(math.prod(self.card.card.input_shape))
-        largest = self.radius[np.isfinite(self.radius)].max(initial=0.0)
-        if largest <= farthest:
-            return None
-        return f"radii up to {largest:.1e}, where no two images are farther apart than {farthest:.4g}"
+        return f"{self.average:.1e} on average, where no two images are farther apart than {farthest:.4g}"
 
 
 def certification(results: Results) -> list[Table]:

@@ -348,12 +348,12 @@ def _certificate_statistic(archive: Archive, facts: Facts, card: ModelCard, sour
     rows = archive.rows(stored)
     everything = np.ones(len(rows["radius"]), dtype=np.bool_)
     chosen = {"all": everything, "correct": rows["correct"], "positive": rows["radius"] > 0}[facts.over]
-    radii = rows["radius"][chosen]
+    found = _statistic(stored, rows["radius"][chosen], facts.statistic)
     # A margin is a linear extrapolation; that of a network which has all but collapsed to a constant leads nowhere.
     farthest = math.sqrt(math.prod(card.input_shape))
-    if (radii[np.isfinite(radii)] > farthest).any():
-        raise Unanswered(f"up to {radii.max():.1e}, where no two images are farther apart than {farthest:.4g}")
-    return _statistic(stored, radii, facts.statistic)
+    if found.value > farthest:
+        raise Unanswered(f"{found.value:.1e}, where no two images are farther apart than {farthest:.4g}")
+    return found
 
 
 def _certified_share(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:

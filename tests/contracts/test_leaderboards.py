@@ -13,6 +13,7 @@ from synthetic import (
     put,
     put_certificate,
     put_minimum_norm,
+    put_timing,
     put_transfer,
     spec,
 )
@@ -52,10 +53,14 @@ def results(folder: Path, *, backwards: bool = False) -> Results:
     for model, factor in {"a": 1.0, "b": 0.5}.items():
         put_certificate(store, certificate_spec(model), [factor * r for r in CERTIFIED_RADIUS])
     put_certificate(store, certificate_spec("a", "smoothed-prediction"), [0.0] * 10)
+    for model, copies in (("a", 1), ("a", 100), ("b", 1)):
+        put_timing(store, model, copies=copies, median=0.01 * copies)
     cards = {"a": card(folder / "zoo" / "a", "a")}
     found = store.results(cards)
     way = slice(None, None, -1 if backwards else 1)
-    return Results(found.records[way], cards, found.outcomes, found.transfers[way], found.certificates[way])
+    return Results(
+        found.records[way], cards, found.outcomes, found.transfers[way], found.certificates[way], found.timings[way]
+    )
 
 
 def test_nothing_makes_no_table(entry: LeaderboardEntry, tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_tables_have_names_of_their_own_that_are_safe_as_files(entry: Leaderboar
 
 def test_every_number_says_what_it_is_of(entry: LeaderboardEntry, tmp_path: Path) -> None:
     found = results(tmp_path)
-    files = {stored.path for stored in (*found.records, *found.transfers, *found.certificates)}
+    files = {stored.path for stored in (*found.records, *found.transfers, *found.certificates, *found.timings)}
     for table in entry.build(found):
         assert all(column.description and column.title for column in table.columns)
         for column in table.columns:

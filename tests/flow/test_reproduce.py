@@ -112,7 +112,9 @@ def test_from_nothing_to_the_page_and_not_twice(workspace, robench, digits_table
     page = (workspace / "reports/leaderboards/paper-digits.html").read_text()
     lines = (workspace / "reports/leaderboards/digits-1.csv").read_text().splitlines()
     measured = [line for line in lines[1:] if ",smoke," in line]
-    assert len(measured) == 8
+    assert len(measured) == 7
+    # After seven steps a network is nearly constant: a linear margin beyond the box of images is no number.
+    assert sum("no two images are farther apart" in line for line in lines) == 1
     assert sum("no recipe digits-of-tomorrow" in line for line in lines) == 4
     assert "digits-pgd-smoke" in page
     card = json.loads((workspace / "model_zoo/digits-pgd-smoke/card.json").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic import timing_record
 from torch import nn
 
 from robench.classifier import Classifier
@@ -14,7 +15,7 @@ from robench.errors import UserError
 from robench.leaderboards.inference_time import inference_time
 from robench.papers.filling import Filler
 from robench.papers.work import askings, check_scale, makings
-from robench.records import Configured, Provenance, TimingRecord, TimingSpec
+from robench.records import Configured, TimingRecord
 from robench.store import Store
 from robench.timing import median_interval, time_queries
 
@@ -32,30 +33,7 @@ class Counting(nn.Module):
 
 
 def timing(subject: str = "lenet5", *, copies: int = 1, median: float = 0.01, **changes: object) -> TimingRecord:
-    network = {"name": "resnet34_555", "parameters": {}}
-    spec = {
-        "subject": subject,
-        "architecture": Configured(**network),
-        "input_shape": (3, 32, 32),
-        "num_classes": 10,
-        "copies": copies,
-        "sigma": 0.25 if copies > 1 else 0.0,
-        "device": "cpu (x86_64)",
-        "threads": 2,
-        **changes,
-    }
-    made = Provenance(
-        robench="1", code="c", torch="2", python="3", device="cpu", threads=2, command="robench time x", finished="2026"
-    )
-    return TimingRecord(
-        spec=TimingSpec(**spec),
-        queries=100,
-        median=median,
-        low=0.9 * median,
-        high=1.1 * median,
-        quartiles=(0.8 * median, 1.2 * median),
-        provenance=made,
-    )
+    return timing_record(subject, copies=copies, median=median, **changes)
 
 
 def test_every_query_is_one_image_or_its_noisy_copies_in_turns():
