@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robench import catalog, planning
+from robench.cli.answering import Job, Manner, Options, checked_model
 from robench.cli.options import command_line, percent, print_table, resolve_device
 from robench.errors import EvaluationFailed, UserError
 from robench.records import CertificateRecord, CertificateSpec
 from robench.reporting.formatting import duration
 
 if TYPE_CHECKING:
-    from robench.cli.evaluating import Job, Manner, Options
     from robench.store import Store
 
 
@@ -59,13 +59,12 @@ def run(
     """
     known = [record for spec in specs if (record := store.find_certificate(spec))]
     if len(known) < len(specs):
-        from robench.cli import evaluating
         from robench.evaluation.campaign import Execution
         from robench.evaluation.certifying import Certifier
         from robench.provenance import provenance
 
         device = resolve_device(options.device)
-        model = evaluating.checked_model(job, options)
+        model = checked_model(job, options)
         execution = Execution(
             device=device,
             provenance=lambda: provenance(device, command_line(), compiled=how.compile_search),

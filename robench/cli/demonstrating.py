@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli import evaluating, ranking
+from robench.cli import answering, ranking
 from robench.cli.options import percent, print_table
 from robench.planning import load_suite
 from robench.recipe import load_recipe
@@ -47,7 +47,7 @@ def demo(
         with Bars() as bars:
             train(load_recipe(name), run, workspace=place, progress=TrainingBar(bars))
     threat = load_recipe(_RECIPES[-1]).threat
-    options = evaluating.Options(
+    options = answering.Options(
         workspace=place,
         dataset=None,
         examples=None,
@@ -60,7 +60,7 @@ def demo(
         suite=load_suite("baseline"),
     )
     store = Store(place.reports)
-    records = [r for name in _RECIPES for r in evaluating.run(evaluating.prepare(name, options), options, store)]
+    records = [r for name in _RECIPES for r in answering.run(answering.prepare(name, options), options, store)]
     rows = [[r.spec.model.id, r.spec.attack.title, percent(r.clean), percent(r.robust)] for r in records]
     print_table(
         ["model", "attack", "clean", "robust"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robench import catalog
-from robench.cli import certifying, evaluating
+from robench.cli import answering, certifying
 from robench.errors import EvaluationFailed, RobenchError, UserError
 from robench.gate.baseline import Baseline, Question, load
 from robench.records import PLAIN, CertificateSpec, EvalSpec, Examples, ModelIdentity
@@ -41,21 +41,21 @@ class Measuring:
                 problems[new] = str(error)
         return identities, problems
 
-    def _answer(self, job: evaluating.Job, options: evaluating.Options, specs: Sequence[Question]) -> None:
+    def _answer(self, job: answering.Job, options: answering.Options, specs: Sequence[Question]) -> None:
         """Ask what is not known; an attack that fails leaves a record that says so."""
         attacks = [spec for spec in specs if isinstance(spec, EvalSpec)]
         certificates = [spec for spec in specs if isinstance(spec, CertificateSpec)]
-        how = evaluating.Manner(quiet=True)
+        how = answering.Manner(quiet=True)
         with suppress(EvaluationFailed):
             if attacks:
-                evaluating.run(replace(job, specs=attacks), options, self.store, how)
+                answering.run(replace(job, specs=attacks), options, self.store, how)
             if certificates:
                 certifying.run(job, certificates, options, self.store, how)
 
-    def job(self, model: str, asked: Question) -> tuple[evaluating.Job, evaluating.Options]:
+    def job(self, model: str, asked: Question) -> tuple[answering.Job, answering.Options]:
         """Return the model with the examples that a question is about; raise UserError where those are others now."""
         examples = asked.examples
-        options = evaluating.Options(
+        options = answering.Options(
             workspace=self.place,
             dataset=None if ":" in examples.dataset else examples.dataset,
             examples=None if examples.count == examples.split_size else examples.count,
@@ -68,7 +68,7 @@ class Measuring:
             split=examples.split,
             decision=asked.decision if isinstance(asked, EvalSpec) else PLAIN,
         )
-        job = evaluating.prepare(model, options)
+        job = answering.prepare(model, options)
         if job.examples != examples:
             raise UserError(
                 f"{examples.dataset} has other {examples.split} images than the baseline's; {_of(job.examples)}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.cli import evaluating
+from robench.cli import answering
 from robench.cli.measuring import Measuring, current
 from robench.cli.options import resolve_device
 from robench.errors import EvaluationFailed, RobenchError, UserError
@@ -134,7 +134,7 @@ def _run(name: str, questions: Sequence[Question], measuring: Measuring, budget:
 class Asking:
     """One model whose examples are attacked in any order; what is known is not asked again."""
 
-    def __init__(self, job: evaluating.Job, options: evaluating.Options, store: Store) -> None:
+    def __init__(self, job: answering.Job, options: answering.Options, store: Store) -> None:
         """Prepare; torch and the model come with the first example that is not known."""
         self.job, self.options, self.store = job, options, store
         self._workers: dict[str, Worker] = {}
@@ -192,7 +192,7 @@ class Asking:
             self.store.check_writable()
             keep_large_buffers()
             self._workers[spec.precision] = Worker(
-                evaluating.checked_model(self.job, self.options),
+                answering.checked_model(self.job, self.options),
                 self.job.images,
                 device=resolve_device(self.options.device),
                 precision=spec.precision,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from robench.cli import certifying, evaluating, ranking, transferring
+from robench.cli import answering, certifying, ranking, transferring
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -190,8 +190,8 @@ def evaluate_table(table: str, found: PaperTable, scale: ScaleName, doing: Doing
     return problems
 
 
-def _options(count: int | None, doing: Doing) -> evaluating.Options:
-    return evaluating.Options(
+def _options(count: int | None, doing: Doing) -> answering.Options:
+    return answering.Options(
         workspace=doing.workspace,
         dataset=None,
         examples=count,
@@ -212,9 +212,9 @@ def _ask(asking: Asking, count: int | None, store: Store, doing: Doing) -> None:
         attacks=asking.attacks,
         decision=asking.decision,
     )
-    job = evaluating.prepare(asking.model, options)
-    how = evaluating.Manner(quiet=doing.quiet)
-    records = evaluating.run(job, options, store, how)
+    job = answering.prepare(asking.model, options)
+    how = answering.Manner(quiet=doing.quiet)
+    records = answering.run(job, options, store, how)
     for record in records:
         shown = f"{record.spec.attack.title} at {record.spec.threat}"
         doing.say(f"{asking.model}: {shown}: {100 * record.robust.value:.1f} % of {record.robust.n:,}")
@@ -227,7 +227,7 @@ def _ask(asking: Asking, count: int | None, store: Store, doing: Doing) -> None:
 def _move(moving: Moving, count: int | None, store: Store, doing: Doing) -> None:
     options = replace(_options(count, doing), threats=[moving.threat], attacks=[moving.attack])
     names = list(dict.fromkeys(name for pair in moving.pairs for name in pair))
-    jobs = {name: evaluating.prepare(name, options) for name in names}
+    jobs = {name: answering.prepare(name, options) for name in names}
     transferring.fill(jobs, moving.pairs, options=options, store=store, quiet=doing.quiet)
     doing.say(f"{len(moving.pairs)} transfers of {moving.attack} at {moving.threat}")
 

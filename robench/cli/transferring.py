@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from robench import planning
-from robench.cli import evaluating, ranking
+from robench.cli import answering, ranking
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -81,10 +81,10 @@ def transfer(
     attacks = list(attack or [_DEFAULT_ATTACK])
     for text in attacks:
         planning.attack_settings(text)
-    options = evaluating.Options(
+    options = answering.Options(
         workspace=Workspace.locate(workspace, data_root),
         dataset=dataset,
-        examples=evaluating.DEFAULT_EXAMPLES if examples is None and not all_examples else examples,
+        examples=answering.DEFAULT_EXAMPLES if examples is None and not all_examples else examples,
         examples_by_default=examples is None and not all_examples,
         threats=[ThreatModel.parse(text) for text in threat or ()],
         attacks=attacks,
@@ -93,7 +93,7 @@ def transfer(
         device=device,
     )
     names = list(dict.fromkeys([*model, *(source or ())]))
-    jobs = evaluating.prepare_together(names, options)
+    jobs = answering.prepare_together(names, options)
     store = Store(options.workspace.reports)
     targets = jobs[: len(dict.fromkeys(model))]
     pairs = [(target.identity.id, job.identity.id) for target in targets for job in jobs]
@@ -115,10 +115,10 @@ def transfer(
 
 
 def fill(
-    jobs: Mapping[str, evaluating.Job],
+    jobs: Mapping[str, answering.Job],
     pairs: Sequence[tuple[str, str]],
     *,
-    options: evaluating.Options,
+    options: answering.Options,
     store: Store,
     batch_size: int | None = None,
     quiet: bool = False,
@@ -135,20 +135,20 @@ def fill(
     missing = [entry for entry in entries if store.find_transfer(entry) is None]
     if not missing:
         return entries
-    how = evaluating.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=quiet)
+    how = answering.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=quiet)
     needed = [job for job in jobs.values() if any(entry.source in job.specs for entry in missing)]
-    made = [record for job in needed for record in evaluating.run(job, options, store, how)]
+    made = [record for job in needed for record in answering.run(job, options, store, how)]
     targets = [job for job in jobs.values() if any(entry.target == job.identity for entry in missing)]
     _classify(targets, list(jobs.values()), made, options=options, store=store)
     return entries
 
 
 def _classify(
-    targets: Sequence[evaluating.Job],
-    jobs: Sequence[evaluating.Job],
+    targets: Sequence[answering.Job],
+    jobs: Sequence[answering.Job],
     made: Sequence[EvalRecord],
     *,
-    options: evaluating.Options,
+    options: answering.Options,
     store: Store,
 ) -> None:
     """Let every target classify the images of the records that were made, and store what it answers."""
@@ -159,7 +159,7 @@ def _classify(
     device = resolve_device(options.device)
 
     def load(identity: ModelIdentity) -> Classifier:
-        return evaluating.loaded_model(next(job for job in jobs if job.identity == identity), options)
+        return answering.loaded_model(next(job for job in jobs if job.identity == identity), options)
 
     entries = fill_matrix(
         made,
