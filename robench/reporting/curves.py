@@ -62,7 +62,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure of a page: charts or a picture, and their numbers as a file."""
+    """A figure of a page: charts, a picture or a drawing, and their numbers as a file."""
 
     name: str
     """Safe as a part of a file's name."""
@@ -71,6 +71,8 @@ class Drawing:
     charts: tuple[Chart, ...] = ()
     picture: str | None = None
     """The base64 text of a PNG file."""
+    svg: str | None = None
+    """An SVG element."""
     csv: str
 
 

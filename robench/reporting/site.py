@@ -209,6 +209,8 @@ class Site:
         drawings = model_drawings(answers, model.certificates, self.results.outcomes)
         if model.card and (covariance := _covariance(model.card)):
             drawings.append(covariance)
+        if card and (regions := _regions(card, self.pictures.root)):
+            drawings.append(regions)
         stems = {drawing.name: f"{file_name(model.name)}-{drawing.name}.csv" for drawing in drawings}
         text = self._render(
             "model.html",
@@ -299,6 +301,27 @@ def _covariance(stored: StoredCard) -> Drawing | None:
         charts=covariance.covariance_charts(found),
         picture=picture,
         csv=covariance.covariance_csv(found, side=covariance.PAGE_MAP),
+    )
+
+
+def _regions(card: ModelCard, reports: Path) -> Drawing | None:
+    """Return what a classifier of a plane answers everywhere in it, if these weights were asked."""
+    from robench.reporting import regions
+
+    path = regions.regions_path(reports, card.id)
+    if not path.is_file():
+        return None
+    found = regions.read_regions(path)
+    if found.weights_sha256 != card.weights.sha256:
+        return None
+    panels = [regions.Panel(card.id, found, card.threat)]
+    return Drawing(
+        name="regions",
+        title="Decision regions",
+        caption="What it answers at each of the 65,536 points that the plane has in 8 bits, and where the test images "
+        "lie" + ("; in the corner the ball that it was trained against" if card.threat else ""),
+        svg=regions.regions_svg(panels),
+        csv=regions.regions_csv(panels),
     )
 
 

@@ -25,7 +25,7 @@ from robench.errors import UserError
 from robench.evaluation.regions import answers_everywhere
 from robench.records import Provenance
 from robench.registry import read_cards
-from robench.reporting import write_papers
+from robench.reporting import write_leaderboards, write_papers
 from robench.reporting.regions import (
     Panel,
     Regions,
@@ -34,6 +34,7 @@ from robench.reporting.regions import (
     regions_path,
     regions_svg,
 )
+from robench.store import Store
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
 from tests.unit.papers.worlds import World
@@ -214,6 +215,24 @@ def test_the_command_draws_what_the_model_answers(trained: Path, capsys: pytest.
         logits = model(torch.from_numpy(test.read(np.arange(559))).float() / 255)
     assert right == pytest.approx(float((logits.argmax(1).numpy() == test.labels).mean()))
     assert right > 0.85
+
+
+def test_the_page_of_the_model_draws_current_regions_only(trained: Path) -> None:
+    assert cli.run(["regions", "atent-toy2d-naive", "--workspace", str(trained), "--device", "cpu"]) == 0
+    store, cards = Store(trained / "reports"), read_cards([trained / "model_zoo"])
+    models = store.root / "leaderboards" / "models"
+    path = regions_path(store.root, "atent-toy2d-naive")
+
+    def page(name: str) -> str:
+        write_leaderboards(["robustness"], store, cards, models.parent)
+        return (models / f"{name}.html").read_text()
+
+    assert regions_svg([Panel("atent-toy2d-naive", read_regions(path))]).strip() in page("atent-toy2d-naive")
+    assert len((models / "atent-toy2d-naive-regions.csv").read_text().splitlines()) == 1 + 559
+    assert '<svg class="regions"' not in page("digits-standard")
+    assert "epoch 1, the last one." in page("digits-standard")
+    path.write_text(path.read_text().replace(read_regions(path).weights_sha256, "of another training"))
+    assert '<svg class="regions"' not in page("atent-toy2d-naive")
 
 
 @pytest.mark.parametrize(
