@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from robench.auditing import columns_of, contradiction
 from robench.errors import StorageError, UnsafeFile, UserError
 from robench.records import (
     CERTIFICATE_COLUMNS,
@@ -49,6 +50,7 @@ from robench.records import (
     TimingRecord,
     TransferRecord,
     TransferSpec,
+    canonical_hash,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ RowKind = Literal["outcomes", "certificates"]
 """What the rows are of: attacks, or certificates."""
 
 _COLUMNS: Mapping[RowKind, Mapping[str, str]] = {"outcomes": OUTCOME_COLUMNS, "certificates": CERTIFICATE_COLUMNS}
+
+_AGAIN = "restore it, or delete it and evaluate again"
 
 #: How the names of records end that are not complete.
 _UNFINISHED = (".failed.json", ".partial.json")
@@ -122,6 +126,14 @@ class Results:
     transfers: tuple[StoredTransfer, ...] = ()
     certificates: tuple[StoredCertificate, ...] = ()
     timings: tuple[StoredTiming, ...] = ()
+
+    def check(self) -> None:
+        """Look at the rows of every answer that may count; raise UnsafeFile for one that its rows do not bear out."""
+        answers: tuple[StoredRecord | StoredTransfer | StoredCertificate, ...]
+        answers = (*self.records, *self.transfers, *self.certificates)
+        for stored in answers:
+            if isinstance(stored.record, TransferRecord) or stored.record.status == "complete":
+                len(self.outcomes(stored.record)["example_id"])
 
 
 class Store:
@@ -290,7 +302,7 @@ class Store:
     def outcome_data(self, record: EvalRecord | TransferRecord | CertificateRecord) -> bytes:
         """Return the file of a record's rows; raise UnsafeFile if it is gone or changed."""
         path = self.outcomes_path(record)
-        own = self._path_of(record)
+        own = self.path_of(record)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -302,7 +314,8 @@ class Store:
             )
         return data
 
-    def _path_of(self, record: EvalRecord | TransferRecord | CertificateRecord) -> Path:
+    def path_of(self, record: EvalRecord | TransferRecord | CertificateRecord) -> Path:
+        """Return where a complete record stands."""
         match record:
             case EvalRecord():
                 return self.record_path(record.spec)
@@ -312,12 +325,16 @@ class Store:
                 return self.certificate_path(record.spec)
 
     def results(self, cards: Mapping[str, StoredCard]) -> Results:
-        """Return everything that leaderboards are built from; columns of rows are read when asked for, and once."""
+        """Return everything that leaderboards are built from; columns of rows are read when asked for, and once.
+
+        Rows raise UnsafeFile when they are first looked at, if their record says anything else than they do, or if they
+        have other labels than those of another record about the same images.
+        """
         cache: dict[str, Rows] = {}
-        shared: dict[bytes, NDArray[Any]] = {}
+        shared = _Shared({}, {})
 
         def outcomes(record: EvalRecord | TransferRecord | CertificateRecord) -> Rows:
-            key = record.outcomes_sha256
+            key = canonical_hash([record.spec.identity, record.outcomes_sha256])
             if key not in cache:
                 cache[key] = _LazyRows(self, record, shared)
             return cache[key]
@@ -399,13 +416,21 @@ _USUAL: Mapping[RowKind, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What the rows of many records have in common."""
+
+    arrays: dict[bytes, NDArray[Any]]
+    """Ids and labels, which many records have alike, by their hash."""
+    labels: dict[str, tuple[NDArray[np.int32], Path]]
+    """What is known of each split's labels, -1 being nothing, and the first record that knew any."""
+
+
 class _LazyRows(Mapping[str, NDArray[Any]]):
     """The rows of one record, column by column: a thousand records of 10,000 rows would not fit whole into memory."""
 
-    def __init__(
-        self, store: Store, record: EvalRecord | TransferRecord | CertificateRecord, shared: dict[bytes, NDArray[Any]]
-    ) -> None:
-        """Read nothing yet; `shared` has the arrays that many records have alike (ids, labels), by their hash."""
+    def __init__(self, store: Store, record: EvalRecord | TransferRecord | CertificateRecord, shared: _Shared) -> None:
+        """Read nothing yet."""
         self._store, self._record, self._shared = store, record, shared
         self._kind = _kind_of(record)
         self._read: dict[str, NDArray[Any]] = {}
@@ -414,14 +439,43 @@ class _LazyRows(Mapping[str, NDArray[Any]]):
         if name not in self._read:
             if name not in _COLUMNS[self._kind]:
                 raise KeyError(name)
-            wanted = [c for c in dict.fromkeys((*_USUAL[self._kind], name)) if c not in self._read]
+            first = not self._read
+            kept = [c for c in dict.fromkeys((*_USUAL[self._kind], name)) if c not in self._read]
+            wanted = dict.fromkeys((*kept, *(columns_of(self._record) if first else ())))
             table = _read_parquet(self._store.outcome_data(self._record), self._kind, wanted)
-            for column in wanted:
-                array = _array(table[column].combine_chunks(), _COLUMNS[self._kind][column])
+            found = {c: _array(table[c].combine_chunks(), _COLUMNS[self._kind][c]) for c in wanted}
+            if first:
+                self._audit(found)
+            for column in kept:
+                array = found[column]
                 if column in {"example_id", "label"}:
-                    array = self._shared.setdefault(hashlib.sha256(array.tobytes()).digest() + column.encode(), array)
+                    key = hashlib.sha256(array.tobytes()).digest() + column.encode()
+                    array = self._shared.arrays.setdefault(key, array)
                 self._read[column] = array
         return self._read[name]
+
+    def _audit(self, rows: Rows) -> None:
+        """Raise UnsafeFile if the record says anything else than its rows, or they contradict another's labels."""
+        own, path = self._store.path_of(self._record), self._store.outcomes_path(self._record)
+        if problem := contradiction(self._record, rows):
+            raise UnsafeFile(f"{own}: {problem}; restore it and {path}, or delete both and evaluate again")
+        if self._kind == "certificates":
+            return
+        spec = self._record.spec.source if isinstance(self._record, TransferRecord) else self._record.spec
+        assert isinstance(spec, EvalSpec)
+        examples, ids = spec.examples, rows["example_id"]
+        if len(ids) and not 0 <= ids.min() <= ids.max() < examples.split_size:
+            raise UnsafeFile(f"{own}: its rows are of images that a split of {examples.split_size:,} has not; {_AGAIN}")
+        nothing = np.full(examples.split_size, -1, np.int32)
+        known, teller = self._shared.labels.setdefault(examples.split_sha256, (nothing, own))
+        other = (known[ids] >= 0) & (known[ids] != rows["label"])
+        if other.any():
+            example, label = int(ids[other][0]), int(rows["label"][other][0])
+            raise UnsafeFile(
+                f"{own}: image {example} has the label {label}, and {known[example]} in {teller}; {_AGAIN}, "
+                "whichever is wrong"
+            )
+        known[ids] = rows["label"]
 
     def __iter__(self) -> Iterator[str]:
         return iter(_COLUMNS[self._kind])

@@ -24,7 +24,6 @@ from robench.records import (
     Examples,
     ModelCard,
     ModelIdentity,
-    Proportion,
     Provenance,
     ShardError,
     TimingRecord,
@@ -33,7 +32,7 @@ from robench.records import (
     TransferSpec,
     WeightsFile,
 )
-from robench.statistics import wilson
+from robench.statistics import proportion
 from robench.store import Store, StoredCard, outcome_sha256
 from robench.threat_model import ThreatModel
 
@@ -48,11 +47,6 @@ PROVENANCE = Provenance(
     finished="2026-01-02T03:04:05Z",
 )
 PGD = {"steps": 20, "step_size": 0.01, "restarts": 1, "random_start": True, "loss": "ce"}
-
-
-def proportion(successes: int, n: int) -> Proportion:
-    interval = wilson(successes, n)
-    return Proportion(successes=successes, n=n, value=successes / n, clopper_pearson=interval, wilson=interval)
 
 
 def diagnostic(name: str, verdict: str = "ok") -> Diagnostic:
@@ -135,13 +129,15 @@ def record(
 ) -> EvalRecord:
     """The answer that these rows make."""
     n = len(outcomes["robust"])
+    fallen = outcomes["attacked"] & ~outcomes["robust"]
+    length = outcomes[question.threat.norm.lower()][fallen]
     error = ShardError(first_id=0, count=10, kind="crash", message="RuntimeError: no gradient")
     return EvalRecord(
         spec=question,
         status="failed" if failed else "complete",
         clean=proportion(int((outcomes["clean_prediction"] == outcomes["label"]).sum()), n),
         robust=proportion(int(outcomes["robust"].sum()), n),
-        median_distance=0.3,
+        median_distance=float(np.median(length)) if len(length) else None,
         diagnostics=diagnostics,
         errors=(error,) if failed else (),
         cost=Cost(forward_passes=21 * n, backward_passes=20 * n, seconds=seconds),
@@ -152,7 +148,8 @@ def record(
 
 def put(store: Store, question: EvalSpec, robust: Iterable[bool], **options: Any) -> EvalRecord:
     """Write the answer to a question, and return it."""
-    outcomes = rows(robust, clean=options.pop("clean", None))
+    outcomes, norm = rows(robust, clean=options.pop("clean", None)), question.threat.norm.lower()
+    outcomes[norm] = np.minimum(outcomes[norm], question.threat.radius)
     answer = record(question, outcomes, **options)
     store.write(answer, outcomes)
     return answer
@@ -167,10 +164,13 @@ def put_minimum_norm(store: Store, question: EvalSpec, distances: Iterable[float
     outcomes |= {"broken": found | ~outcomes["attacked"], "robust": outcomes["robust"] & outcomes["attacked"]}
     outcomes |= {"linf": length, "l2": 10 * length, "relative_l2": length}
     norm, hit = question.threat.norm.lower(), outcomes["attacked"] & found
+    outcomes[norm] = length
+    reached = np.where(hit, length, np.inf)[outcomes["attacked"]]
+    median = float(np.median(reached)) if len(reached) else np.inf
     distance = Distances(
         found=int(hit.sum()),
         attacked=int(outcomes["attacked"].sum()),
-        median=None,
+        median=median if np.isfinite(median) else None,
         mean_found=float(outcomes[norm][hit].mean()) if hit.any() else None,
         mean_all=float(np.where(hit, outcomes[norm], 0.0).mean()),
         relative=None,
@@ -270,8 +270,8 @@ def put_certificate(
         "prediction": classes,
         "correct": classes == 1,
         "radius": np.array(list(radius)),
-        "hits": np.full(10, 90),
-        "samples": np.full(10, 110),
+        "hits": np.full(10, 99_990),
+        "samples": np.full(10, 100_100),
         "premise_gap": np.full(10, -1.0),
     }
     typed = {name: np.asarray(made[name]).astype(kind) for name, kind in CERTIFICATE_COLUMNS.items()}

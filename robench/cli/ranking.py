@@ -26,10 +26,13 @@ def write_all(place: Workspace) -> list[Path]:
     store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
     images = functools.partial(_images, place)
     tables = catalog.plugins("tables")
-    written = write_papers(tables, store, known, folder, formats=("html", "csv"), open_images=images)
+    results = store.results(known)
+    results.check()
+    forms = ("html", "csv")
+    written = write_papers(tables, store, known, folder, formats=forms, open_images=images, results=results)
     # The index comes last: it lists what there is.
     boards = catalog.plugins("leaderboards")
-    return [*written, *write_leaderboards(boards, store, known, folder, open_images=images)]
+    return [*written, *write_leaderboards(boards, store, known, folder, open_images=images, results=results)]
 
 
 def _images(place: Workspace, examples: Examples) -> ImageSet:
@@ -94,14 +97,20 @@ def leaderboard(
     if names and not own:
         raise UserError(f"there are no records in {place.reports}; robench eval makes them, --workspace names another")
     store, known, folder = Store(place.reports), cards(place), place.reports / "leaderboards"
-    written = []
+    written, results = [], store.results(known)
+    if tables and names:
+        results.check()  # what one of the two would refuse is refused before either is written
     images = functools.partial(_images, place)
     if tables:
         shown = None if names else [m for m in known if (folder / "models" / f"{file_name(m)}.html").exists()]
-        written += write_papers(tables, store, known, folder, formats=of_papers, linked=shown, open_images=images)
+        written += write_papers(
+            tables, store, known, folder, formats=of_papers, linked=shown, open_images=images, results=results
+        )
     if names:
         # Written after the papers' pages, which the index lists.
-        made = write_leaderboards(names, store, known, folder, formats=formats or FORMATS, open_images=images)
+        made = write_leaderboards(
+            names, store, known, folder, formats=formats or FORMATS, open_images=images, results=results
+        )
         written = [*made, *written]
     if json_output:
         print_json([str(path) for path in written])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robench import planning
-from robench.errors import UserError
+from robench.errors import UnsafeFile, UserError
 from robench.papers.definitions import Facts, threats_of
 from robench.records import (
     AttackIdentity,
@@ -104,6 +104,8 @@ class Archive:
             return _MEASURES[facts.measure or ""](self, facts, card, source)
         except Unanswered as missing:
             return NoAnswer(reason=str(missing))
+        except UnsafeFile:
+            raise  # rows that are gone, or that their record contradicts: no page should be made of them
         except UserError as error:
             # An attack without a form for this norm, a certificate that is not there: the table's own mistake.
             return NoAnswer(reason=str(error))
@@ -178,7 +180,7 @@ class Archive:
         current = [s for s in own if is_current(s.record)]
         complete = [s for s in current if s.status == "complete"]
         if complete:
-            return min(complete, key=_largest_first)
+            return self._looked_at(min(complete, key=_largest_first))
         raise Unanswered(_why_not(candidates, own, current))
 
     def clean(self, card: ModelCard) -> tuple[Stored, Proportion]:
@@ -192,9 +194,14 @@ class Archive:
         ]
         if not own:
             raise Unanswered("not evaluated")
-        best = min(own, key=_largest_first)
+        best = self._looked_at(min(own, key=_largest_first))
         record = best.record
         return best, record.plain if isinstance(record, CertificateRecord) else record.clean
+
+    def _looked_at(self, stored: Stored) -> Stored:
+        """Return a record that its rows bear out; raise UnsafeFile for any other."""
+        len(self.rows(stored)["example_id"])
+        return stored
 
 
 class Unanswered(Exception):
@@ -256,10 +263,8 @@ def _attack(facts: Facts, threat: ThreatModel) -> AttackIdentity:
 
 
 def _share(stored: Stored, share: Proportion) -> Answer:
-    """Return a share in percent, with the wider of its exact and its score interval."""
-    low = min(share.clopper_pearson[0], share.wilson[0])
-    high = max(share.clopper_pearson[1], share.wilson[1])
-    return _percent([stored], (low, high), value=share.value, n=share.n)
+    """Return a share in percent, with its score interval, as on all other pages."""
+    return _percent([stored], share.wilson, value=share.value, n=share.n)
 
 
 def _percent(stored: Sequence[Stored], bounds: tuple[float, float], *, value: float, n: int) -> Answer:

@@ -22,7 +22,7 @@ from robench.reporting.latex import latex_text
 from robench.reporting.pictures import Pictures
 from robench.reporting.regions import panels_of, regions_csv, regions_svg
 from robench.reporting.rendering import environment
-from robench.store import Store, StoredCard, file_name, publish
+from robench.store import Results, Store, StoredCard, file_name, publish
 
 #: What papers' tables are written as.
 PAPER_FORMATS = ("html", "csv", "latex")
@@ -193,16 +193,18 @@ def write_papers(
     formats: Collection[str] = PAPER_FORMATS,
     linked: Collection[str] | None = None,
     open_images: Callable[[Examples], ImageSet] | None = None,
+    results: Results | None = None,
 ) -> list[Path]:
     """Write papers' tables and return the files: the page of each table's paper and the claims (`html`), the numbers of
     each table, of the figures of these papers and of the claims (`csv`), and each table for booktabs (`latex`); and
     where a table's models are classifiers of a plane, their decision regions.
 
     `linked` are the models whose pages are there to be linked to; None: all that have a card. `open_images` gives the
-    images that figures show pictures of, as of :func:`robench.reporting.site.write_leaderboards`. Raises UserError for
-    damaged records, StorageError where `folder` cannot be written. Everything is rendered before anything is written.
+    images that figures show pictures of, and `results` are, as of
+    :func:`robench.reporting.site.write_leaderboards`. Raises UserError for damaged records, StorageError where `folder`
+    cannot be written. Everything is rendered before anything is written.
     """
-    wanted, filler = all_tables(tables), Filler(store.results(cards))
+    wanted, filler = all_tables(tables), Filler(store.results(cards) if results is None else results)
     pictures = Pictures(store.root, open_images)
     pages = filled_pages(filler, map(paper_of, wanted), pictures)
     claims = judged_claims(filler)

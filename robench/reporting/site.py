@@ -66,6 +66,7 @@ def write_leaderboards(
     *,
     formats: Collection[str] = FORMATS,
     open_images: Callable[[Examples], ImageSet] | None = None,
+    results: Results | None = None,
 ) -> list[Path]:
     """Write the leaderboards `names` and return the files.
 
@@ -76,7 +77,7 @@ def write_leaderboards(
     Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
     `out_dir` cannot be written. Everything is rendered before anything is written.
     """
-    results = store.results(cards)
+    results = store.results(cards) if results is None else results
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
     boards = {name: plugin.load().build(results) for name, plugin in plugins.items()}
     tables = [table for own in boards.values() for table in own]

@@ -90,8 +90,8 @@ def test_a_model_that_is_always_wrong_has_no_distances(store: Store) -> None:
 
 def test_epsilons_share_a_row_and_norms_do_not(store: Store) -> None:
     reach = np.linspace(0.1, 0.5, 50)
-    for threat in ("Linf@0.3", "Linf@0.1", "L2@0.5"):
-        put_minimum_norm(store, spec("a", "ddn", threat=threat), reach)
+    for threat, length in (("Linf@0.3", reach), ("Linf@0.1", reach), ("L2@0.5", 10 * reach)):
+        put_minimum_norm(store, spec("a", "ddn", threat=threat), length)
     put(store, spec("a", "pgd-20"), first_of(50, 20))
     linf, l2 = sorted(tables(store), key=lambda table: table.name, reverse=True)
     assert (linf.name, l2.name) == ("minimum-norm-mnist-linf", "minimum-norm-mnist-l2")
