@@ -10,7 +10,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from robench.records import (
     AttackIdentity,
     CertificateRecord,
     Decision,
+    Diagnostic,
     EvalRecord,
     Examples,
     ModelCard,
@@ -51,6 +52,8 @@ class Answer:
     records: tuple[Path, ...]
     commands: tuple[str, ...]
     percent: bool
+    flags: tuple[Diagnostic, ...] = ()
+    """What the records' own diagnostics raise against them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +186,12 @@ class Archive:
             return self._looked_at(min(complete, key=_largest_first))
         raise Unanswered(_why_not(candidates, own, current))
 
-    def clean(self, card: ModelCard) -> tuple[Stored, Proportion]:
-        """Return the clean accuracy of a model on the test split, of several records from that of most images."""
+    def clean(self, card: ModelCard, threats: Sequence[ThreatModel]) -> tuple[Stored, Proportion]:
+        """Return the clean accuracy of a model on the test split.
+
+        Of several records it is from one under the table's own threats, so that a row's numbers are of the same images;
+        of these, or of all where there is none, from that of most images.
+        """
         own = [
             s
             for s in self.by_model.get(card.id, [])
@@ -194,7 +201,7 @@ class Archive:
         ]
         if not own:
             raise Unanswered("not evaluated")
-        best = self._looked_at(min(own, key=_largest_first))
+        best = self._looked_at(min(own, key=lambda s: (_threat_of(s.record) not in threats, *_largest_first(s))))
         record = best.record
         return best, record.plain if isinstance(record, CertificateRecord) else record.clean
 
@@ -223,6 +230,12 @@ def _why_not(candidates: Sequence[Stored], own: Sequence[Stored], current: Seque
 
 def _largest_first(stored: Stored) -> tuple[int, bool, str]:
     return (-stored.examples.count, stored.record.provenance.device != "cpu", stored.path.name)
+
+
+def _threat_of(record: EvalRecord | TransferRecord | CertificateRecord) -> ThreatModel | None:
+    if isinstance(record, CertificateRecord):
+        return None
+    return (record.spec.source if isinstance(record, TransferRecord) else record.spec).threat
 
 
 def _is_plain(record: Any) -> bool:
@@ -283,12 +296,19 @@ def _answer(
         records=tuple(s.path for s in stored),
         commands=tuple(dict.fromkeys(s.provenance.command for s in stored)),
         percent=percent,
+        flags=tuple(d for s in stored if isinstance(s.record, EvalRecord) for d in s.record.diagnostics if _raised(d)),
     )
 
 
+def _raised(diagnostic: Diagnostic) -> bool:
+    return diagnostic.verdict == "flag"
+
+
 def _clean(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:
-    del facts, source
-    return _share(*archive.clean(card))
+    del source
+    stored, share = archive.clean(card, threats_of(facts))
+    # What says that an attack was weak says nothing of unchanged images.
+    return replace(_share(stored, share), flags=())
 
 
 def _robust(archive: Archive, facts: Facts, card: ModelCard, source: ModelCard | None) -> Answer:

@@ -26,7 +26,6 @@ from robench import catalog
 from robench.errors import UserError
 from robench.papers.definitions import Claim, load_paper
 from robench.papers.filling import Filler, PaperCell, setting_of
-from robench.papers.smoothing_toy import adversarial_distance
 from robench.recipe import load_recipe
 from robench.smoothing_bounds import largest_radius
 
@@ -97,6 +96,8 @@ def judge(claim: Claim, cell: Callable[[str], PaperCell]) -> Judged:
         verdict, why = "not measured", f"Its cells are of different scales: {', '.join(sorted(map(str, scales)))}."
     elif verdict != "not measured" and "reduced" in scales:
         why = f"{why} At reduced scale."
+    if verdict != "not measured" and any({*c.flag_names} - {"eight-bit"} for c in cells.values()):
+        why = f"{why} Some of these attacks are flagged as too weak: a stronger one may decide otherwise."
     return Judged(
         claim=claim, verdict=verdict, measured=number, printed_verdict=printed[0], why=why.strip(), cells=cells
     )
@@ -208,7 +209,6 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "parameters": _parameters,
     "largest_radius": lambda n, alpha, sigma: largest_radius(int(n), alpha, sigma),
     "recipe": _recipe,
-    "smoothing_toy": lambda step: adversarial_distance(int(step)),
 }
 
 

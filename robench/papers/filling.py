@@ -27,7 +27,7 @@ from robench.papers.definitions import (
 )
 from robench.papers.work import cell_passes, training_passes
 from robench.recipe import Recipe, parse_recipe
-from robench.records import Configured, ModelCard
+from robench.records import Configured, Diagnostic, ModelCard
 from robench.store import Results, StoredTiming
 
 #: What a printed cell holds where the paper prints a dash or nothing.
@@ -59,6 +59,8 @@ class PaperCell:
     scale: ScaleName | None = None
     notes: tuple[str, ...] = ()
     """What is smaller or other than in the paper."""
+    flags: tuple[str, ...] = ()
+    """What the records' diagnostics raise against them: `name: evidence`."""
     missing: str | None = None
     """Why there is no number."""
     remedy: str | None = None
@@ -72,6 +74,11 @@ class PaperCell:
     place: int | None = None
     """1 or 2 where our value is the best or the second best of those at its scale."""
     printed_place: int | None = None
+
+    @property
+    def flag_names(self) -> tuple[str, ...]:
+        """Return the names of the flags, each once."""
+        return tuple(dict.fromkeys(flag.partition(":")[0] for flag in self.flags))
 
     @property
     def interval(self) -> str | None:
@@ -226,6 +233,7 @@ class Filler:
             model=model,
             scale=scale,
             notes=tuple(notes),
+            flags=tuple(dict.fromkeys(map(_flag, found.flags))),
         )
         return _compared(shown, asked.tolerance)
 
@@ -249,6 +257,13 @@ class Filler:
             parts.append(f"{in_words(passes.forward)} of evaluation")
         network = recipe.architecture.name if recipe.architecture else "the network"
         return f"robench reproduce {asked.name}", f"{', '.join(parts)}: passes through {network}" if parts else None
+
+
+def _flag(diagnostic: Diagnostic) -> str:
+    """Return a flag as text, with what stood after the stronger attack that was run because of it."""
+    then = diagnostic.robust_then
+    after = f" ({then.successes} of these {then.n} stand then)" if then else ""
+    return f"{diagnostic.name}: {diagnostic.evidence}{after}"
 
 
 def _departures(card: ModelCard, scale: ScaleName, asked: Asked) -> Iterator[str]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from synthetic import CERTIFIED_RADIUS, certificate_spec, first_of, put_certificate, put_minimum_norm, put_transfer
+from synthetic import (
+    CERTIFIED_RADIUS,
+    certificate_spec,
+    diagnostic,
+    first_of,
+    put_certificate,
+    put_minimum_norm,
+    put_transfer,
+)
 
 from robench.catalog import plugins
-from robench.papers.definitions import load_table, scaled_recipe
+from robench.errors import UnsafeFile
+from robench.papers.claims import judge
+from robench.papers.definitions import load_paper, load_table, scaled_recipe
 from robench.papers.filling import FilledTable
 from robench.reporting import write_leaderboards, write_papers
 from robench.statistics import proportion
@@ -341,3 +353,56 @@ def test_lost_tables_are_shown_as_lost(tmp_path: Path) -> None:
     assert "its cells are lost" in (tmp_path / "out" / "paper-sgr.html").read_text()
     assert "lost; the text says yes" in (tmp_path / "out" / "paper-heatsmoothing.html").read_text()
     assert load_table("heat-1").rows[0].inferred == ("yes", "yes", "yes")
+
+
+def test_flags_stand_in_the_cell_on_the_page_in_the_file_and_beside_the_claim(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for name in ("atent-sgd-mnist", "atent-entropysgd-mnist"):
+        world.model(name, name)
+        raised = (diagnostic("not-converged", "flag"), diagnostic("zero-gradients")) if "entropy" in name else ()
+        world.answer(name, PGD, first_of(10_000, 300), clean=first_of(10_000, 9900), diagnostics=raised)
+    filled = world.fill()
+    flagged = filled.cell("entropy-sgd", "linf_pgd20")
+    assert flagged.flags == ("not-converged: what was seen of not-converged (10 of these 40 stand then)",)
+    assert flagged.flag_names == ("not-converged",)
+    assert filled.cell("entropy-sgd", "benign").flags == (), "of unchanged images it says nothing"
+    assert filled.cell("sgd", "linf_pgd20").flags == ()
+    out = tmp_path / "out"
+    write_papers(["atent-2"], world.store, world.cards, out)
+    assert (out / "paper-atent.html").read_text().count(">flags: not-converged<") == 1
+    rows = {(r["row_id"], r["column"]): r for r in csv.DictReader((out / "atent-2.csv").read_text().splitlines())}
+    assert rows["entropy-sgd", "linf_pgd20"]["flags"] == flagged.flags[0]
+    assert rows["sgd", "linf_pgd20"]["flags"] == ""
+    claim = (
+        load_paper("atent")
+        .claims[0]
+        .model_copy(update={"holds": "atent-2[entropy-sgd].linf_pgd20 <= atent-2[sgd].linf_pgd20", "measure": None})
+    )
+    weak = "flagged as too weak"
+    assert weak in judge(claim, lambda _: flagged).why
+    assert weak not in judge(claim, lambda _: filled.cell("sgd", "linf_pgd20")).why
+
+
+def test_a_row_s_clean_accuracy_is_of_the_images_that_its_attacks_are_of(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.model("trades-mnist", "trades-mnist")
+    world.answer("trades-mnist", PGD, first_of(1000, 900), clean=first_of(1000, 980))
+    world.answer("trades-mnist", "pgd-20", first_of(10_000, 300), clean=first_of(10_000, 9900), threat="L2@2")
+    assert world.fill().cell("trades", "benign").n == 1000
+    assert world.fill().cell("trades", "benign").value == 98.0
+    other = World(tmp_path / "other")
+    other.model("trades-mnist", "trades-mnist")
+    other.answer("trades-mnist", "pgd-20", first_of(10_000, 300), clean=first_of(10_000, 9900), threat="L2@2")
+    assert other.fill().cell("trades", "benign").n == 10_000, "where there is no other"
+
+
+def test_a_record_that_its_rows_contradict_stops_the_page(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.model("trades-mnist", "trades-mnist")
+    world.answer("trades-mnist", PGD, first_of(10_000, 9000))
+    (stored,) = world.store.records()
+    said = json.loads(stored.path.read_text()) | {"robust": json.loads(proportion(9999, 10_000).model_dump_json())}
+    stored.path.write_text(json.dumps(said))
+    with pytest.raises(UnsafeFile, match="robust 9999 of 10000, by the rows 9000 of 10000"):
+        write_papers(["atent-2"], world.store, world.cards, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
