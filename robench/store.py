@@ -299,6 +299,10 @@ class Store:
         kind = _kind_of(record)
         return _columns(_read_parquet(self.outcome_data(record), kind), kind)
 
+    def check(self, record: EvalRecord | TransferRecord | CertificateRecord) -> None:
+        """Raise UnsafeFile if a record's rows are gone or changed, or do not bear it out."""
+        len(_LazyRows(self, record, _Shared({}, {}))["example_id"])
+
     def outcome_data(self, record: EvalRecord | TransferRecord | CertificateRecord) -> bytes:
         """Return the file of a record's rows; raise UnsafeFile if it is gone or changed."""
         path = self.outcomes_path(record)

@@ -1,12 +1,14 @@
 """The command line: `robench COMMAND`. Thin: each command reads its options, calls the library and prints.
 
 Every error that robench raises on purpose is one line on standard error and an exit status (2: what was asked for is
-wrong; 3: an evaluation failed; 1 is a `check` that does not pass); Ctrl-C is 130. Nothing here imports torch before a
-command needs it.
+wrong; 3: an evaluation failed; 1 is a `check` that does not pass); Ctrl-C is 130, and 141 a reader of the output that
+left. Nothing here imports torch before a command needs it.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 
@@ -31,6 +33,11 @@ from robench.cli.options import ARGUMENTS
 from robench.errors import RobenchError
 
 _INTERRUPTED = 130
+#: 128 + SIGPIPE, as a shell says it.
+_NO_READER = 141
+_STDOUT = 1
+#: What writing to a full or broken device raises, without a file's name where it was the output.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 app = typer.Typer(
     name="robench",
@@ -60,23 +67,31 @@ app.command("regions")(drawing.regions)
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _output_failed(error)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit status."""
     ARGUMENTS.set(arguments)
     try:
-        status = int(app(args=arguments, standalone_mode=False) or 0)
+        status = int(app(args=arguments or ["--help"], standalone_mode=False) or 0)
+    except SystemExit:
+        # Commands return their statuses. Typer and rich leave of their own accord where nobody reads the output.
+        return _output_failed(BrokenPipeError())
     except RobenchError as error:
         return _say(str(error), error.exit_code)
     except TyperException as error:
         return _say(_usage(error.format_message(), arguments), 2)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
-    except BrokenPipeError:
-        return 141
     except OSError as error:
+        if isinstance(error, BrokenPipeError) or (error.filename is None and error.errno in _NO_ROOM):
+            return _output_failed(error)
         if error.filename is None:
             raise
         return _say(f"cannot use {error.filename}: {error.strerror}; choose another folder or file", 2)
@@ -85,6 +100,15 @@ def run(arguments: list[str]) -> int:
         goes_on = "add --resume to go on" if one_model else "the same command goes on from there"
         return _say(f"interrupted; what was finished is kept, {goes_on}", status)
     return status
+
+
+def _output_failed(error: OSError) -> int:
+    """Close the output for good, so that nothing is tried on it again at the exit; return the status."""
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        os.dup2(nothing.fileno(), _STDOUT)
+    if isinstance(error, BrokenPipeError):
+        return _NO_READER
+    return _say(f"the output cannot be written: {error.strerror}; what was computed is kept", 2)
 
 
 def _usage(problem: str, arguments: list[str]) -> str:

@@ -93,6 +93,11 @@ def prepare(name: str, options: Options) -> Job:
         for text in options.attacks:  # before anything is loaded
             planning.identify_attack(text, threat, options.decision, backend=options.backend)
     images = open_split(dataset, options.split, options.workspace)
+    if options.decision.top_k >= len(images.classes):
+        raise UserError(
+            f"--top-k {options.decision.top_k}: of the {len(images.classes)} classes of {dataset} none would be wrong; "
+            f"write {len(images.classes) - 1} at most"
+        )
     loaded: LoadedModel | None = None
     if card is None:
         loaded = _load(name, images, options)
@@ -160,7 +165,9 @@ def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
 
 def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> list[EvalRecord]:
     """Answer a job's questions; torch is imported only if something is to be computed."""
-    known = [store.find(spec) or (None if how.save_adversarials else _derived(spec, job, store)) for spec in job.specs]
+    known = [
+        _found(spec, store) or (None if how.save_adversarials else _derived(spec, job, store)) for spec in job.specs
+    ]
     out_of_time = how.deadline is not None and how.deadline.passed
     if (all(known) and _is_saved(job, store, how)) or out_of_time:
         return [record for record in known if record is not None]
@@ -210,14 +217,26 @@ def checked_model(job: Job, options: Options) -> Classifier:
     return model
 
 
-def _is_saved(job: Job, store: Store, how: Manner) -> bool:
-    """Tell whether the images of all answers are there, if they are to be."""
-    if not how.save_adversarials:
-        return True
+def _found(spec: EvalSpec, store: Store) -> EvalRecord | None:
+    """Return the answer that is known; raise UnsafeFile for one whose rows are gone, or say something else."""
+    record = store.find(spec)
+    if record is not None:
+        store.check(record)
+    return record
+
+
+def is_saved(spec: EvalSpec, store: Store, *, misclassified: bool) -> bool:
+    """Tell whether the adversarial images of an answer are there and whole."""
     from robench.evaluation.adversarials import AdversarialFiles
 
-    files = AdversarialFiles(store.root)
-    return all(files.has(spec, "attacked" if how.attack_misclassified else "left") for spec in job.specs)
+    return AdversarialFiles(store.root).has(spec, "attacked" if misclassified else "left")
+
+
+def _is_saved(job: Job, store: Store, how: Manner) -> bool:
+    """Tell whether the images of all answers are there, if they are to be."""
+    return not how.save_adversarials or all(
+        is_saved(spec, store, misclassified=how.attack_misclassified) for spec in job.specs
+    )
 
 
 def _derived(spec: EvalSpec, job: Job, store: Store) -> EvalRecord | None:

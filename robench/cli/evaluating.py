@@ -186,7 +186,7 @@ def evaluate(
     )
     jobs = [answering.prepare(name, options) for name in model]
     store = Store(place.reports)
-    questions = planned(jobs, store, device)
+    questions = planned(jobs, store, device, save_adversarials=save_adversarials)
     guarantees = [(job, certifying.questions(job, certificates, options, sigma=sigma)) for job in jobs]
     if dry_run:
         _print_plan(questions, certifying.plan_rows(guarantees, store), json_output=json_output)
@@ -234,8 +234,13 @@ class Planned:
     """At most, forward and backward passes counted alike."""
 
 
-def planned(jobs: Sequence[answering.Job], store: Store, device: str) -> list[Planned]:
-    """Return all questions with their costs, going by what was measured on this kind of device before."""
+def planned(
+    jobs: Sequence[answering.Job], store: Store, device: str, *, save_adversarials: bool = False
+) -> list[Planned]:
+    """Return all questions with their costs, going by what was measured on this kind of device before.
+
+    With `save_adversarials` an answer counts as known only if its images are there, too.
+    """
     try:
         earlier = [stored.record for stored in store.records()]
     except UserError:
@@ -247,7 +252,7 @@ def planned(jobs: Sequence[answering.Job], store: Store, device: str) -> list[Pl
     }
     found = []
     for classes, spec in [(len(job.images.classes), spec) for job in jobs for spec in job.specs]:
-        status, done = _status(spec, store)
+        status, done = _status(spec, store, images=save_adversarials)
         costs = [planning.estimate(spec, earlier, name, classes=classes, done=done) for name in [*sorted(devices), ""]]
         cost = next((c for c in costs if c.seconds is not None), costs[-1])
         whole = planning.estimate(spec, [], "", classes=classes)
@@ -256,14 +261,15 @@ def planned(jobs: Sequence[answering.Job], store: Store, device: str) -> list[Pl
     return found
 
 
-def _status(spec: EvalSpec, store: Store) -> tuple[str, int]:
-    """Return what there is of an answer, and to how many examples it is one."""
+def _status(spec: EvalSpec, store: Store, *, images: bool) -> tuple[str, int]:
+    """Return what there is of an answer (with its `images`, if they are wanted), and to how many examples it is one."""
     from robench.evaluation.deriving import origin_of
 
-    if store.find(spec) is not None:
-        return "known", spec.examples.count
-    if origin := origin_of(spec, store):
-        return f"follows from {origin.spec.identity}", spec.examples.count
+    if not images or answering.is_saved(spec, store, misclassified=False):
+        if store.find(spec) is not None:
+            return "known", spec.examples.count
+        if origin := origin_of(spec, store):
+            return f"follows from {origin.spec.identity}", spec.examples.count
     begun = store.journal_size(planning.journal_key(spec))
     return (f"begun ({begun})" if begun else "new"), begun
 
@@ -318,6 +324,8 @@ def _print_plan(questions: Sequence[Planned], guarantees: Sequence[Mapping[str, 
     shown += ["gradient passes at most", *(["queries at most"] if any(row["queries at most"] for row in rows) else [])]
     shown.append("seconds at most")
     cells = [[_cell(row[c]) for c in shown] for row in rows]
+    for line, q in zip(cells, questions, strict=True) if "until" in shown else ():
+        line[shown.index("until")] = "-" if q.spec.until is None else f"{100 * q.spec.until:g} %"
     print_table(shown, cells, title="Plan (nothing was computed)")
 
 

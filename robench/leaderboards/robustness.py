@@ -39,7 +39,7 @@ from robench.catalog import LeaderboardEntry
 from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
 from robench.planning import is_bounded
-from robench.records import Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
+from robench.records import Decision, Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import groups_of, possible_ranks, separated, wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
 from robench.tables import (
@@ -111,6 +111,7 @@ def robustness(results: Results) -> list[Table]:
         spec = stored.record.spec
         question: list[Any] = [spec.examples.model_dump(mode="json"), str(spec.threat)]
         question += [] if is_bounded(spec) else ["noise"]
+        question += rule(spec.decision)
         question += [spec.until, spec.seed] if spec.until is not None else []
         groups[canonical_hash(question)].append(stored)
     names = [table_name(group[0].record.spec) for group in groups.values()]
@@ -131,8 +132,30 @@ def table_name(spec: EvalSpec) -> str:
     parts += [radius]
     parts += [examples.split] if examples.split != "test" else []
     parts += [str(examples.count)] if examples.count != examples.split_size else []
+    parts += rule(spec.decision)
     parts += [f"until-{spec.until:g}"] if spec.until is not None else []
     return "-".join(parts)
+
+
+def rule(decision: Decision) -> list[str]:
+    """Return what makes another classifier of the same network, or another idea of being right: `top-5`, `votes-100`.
+
+    Its clean accuracy is another, too, so its answers stand in a table of their own. Repeats only measure the spread.
+    """
+    return [
+        *([f"top-{decision.top_k}"] if decision.top_k > 1 else []),
+        *([f"votes-{decision.votes}"] if decision.votes > 1 else []),
+        *([f"sigma-{decision.sigma:g}"] if decision.sigma > 0 else []),
+    ]
+
+
+def _rule_in_words(decision: Decision) -> str:
+    """Return the same for a reader, after a comma; nothing where one pass and the largest logit decide."""
+    told = [f"right where the label is among the {decision.top_k} largest logits"] if decision.top_k > 1 else []
+    if decision.votes > 1 or decision.sigma > 0:
+        noise = f" under noise of {decision.sigma:g}" if decision.sigma > 0 else ""
+        told.append(f"decided by {decision.votes} vote{'s' if decision.votes > 1 else ''}{noise}")
+    return "".join(f"; {part}" for part in told)
 
 
 def build_table(name: str, group: list[StoredRecord], results: Results) -> Table:
@@ -163,8 +186,12 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     )
     return Table(
         name=name,
-        title=f"{spec.examples.dataset} under {under}{'' if spec.until is None else ', sequential'}",
-        caption=f"{shown}, each {changed}",
+        title=", ".join(
+            [f"{spec.examples.dataset} under {under}"]
+            + [part.replace("-", " ") for part in rule(spec.decision)]
+            + (["sequential"] if spec.until is not None else [])
+        ),
+        caption=f"{shown}, each {changed}{_rule_in_words(spec.decision)}",
         columns=columns(attacks, grouped=grouped),
         rows=tuple(
             row(c, attacks, rank=rank, standing=standing) for c, rank, standing in zip_longest(everybody, ranks, places)

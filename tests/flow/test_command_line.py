@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from robench import cli
 from robench.registry import read_cards
 from robench.store import Store
 from tests.flow.conftest import ROOT
@@ -62,6 +65,38 @@ def test_the_same_question_costs_nothing_the_second_time(workspace, robench):
     # Another seed is another question.
     robench(*EVAL, "--examples", "60", "--seed", "1")
     assert len(records_of(workspace)) == 2
+
+
+def test_an_answer_whose_rows_are_gone_or_changed_is_not_known(workspace, robench):
+    asked = (*EVAL, "--examples", "50")
+    assert robench(*asked)[0] == 0
+    (record,) = records_of(workspace)
+    store = Store(workspace / "reports")
+    path, own = store.outcomes_path(record), store.path_of(record)
+    whole = path.read_bytes()
+    for damage in (lambda: path.write_bytes(whole[:100]), path.unlink):
+        damage()
+        status, _, err = robench(*asked)
+        assert status == 2
+        assert str(path) in err
+        assert len(err.strip().splitlines()) == 1
+    path.write_bytes(whole)
+    said = json.loads(own.read_text())
+    said["robust"] = said["clean"]
+    own.write_text(json.dumps(said))
+    status, _, err = robench(*asked)
+    assert (status, "by the rows" in err) == (2, True)
+
+
+def test_a_plan_says_widths_and_missing_images(workspace, robench):
+    _, out, _ = robench(*EVAL, "--examples", "50", "--until", "15%", "--dry-run")
+    assert " 15 % " in out
+    asked = (*EVAL, "--examples", "50", "--save-adversarials")
+    assert robench(*asked)[0] == 0
+    assert json.loads(robench(*asked, "--dry-run", "--json")[1])[0]["status"] == "known"
+    (saved,) = (workspace / "reports" / "adversarials").glob("*.safetensors")
+    saved.write_bytes(saved.read_bytes()[:50])
+    assert json.loads(robench(*asked, "--dry-run", "--json")[1])[0]["status"] == "new"
 
 
 def test_dry_run_computes_nothing(workspace, robench):
@@ -168,6 +203,7 @@ WRONG = [
     ([*EVAL, "--dataset", "mnist", "--data-root", "/nowhere"], "robench data mnist"),
     ([*EVAL, "--dataset", "npz:/nowhere.npz"], "/nowhere.npz"),
     ([*EVAL, "--precision", "fp16"], "fp16"),
+    ([*EVAL, "--top-k", "10"], "--top-k 10: of the 10 classes of digits none would be wrong; write 9 at most"),
     ([*EVAL, "--device", "gpu"], "'gpu'"),
     (["eval", "--model", "nowhere.py:build", "--dataset", "digits"], "nowhere.py"),
     (["eval", "--model", "no_such_package:build", "--dataset", "digits"], "no_such_package"),
@@ -287,3 +323,43 @@ def test_a_changed_forward_is_another_question(workspace, robench, tmp_path):
         arguments = ("--model", f"{tmp_path / 'net.py'}:build", "--dataset", "digits", "--attack", "fgsm")
         assert robench("eval", *arguments, "--examples", "40")[0] == 0
     assert len(records_of(workspace)) == 2
+
+
+COMMAND = [sys.executable, "-m", "robench"]
+
+
+@pytest.mark.parametrize("arguments", [["list", "models"], ["list", "models", "--json"], []])
+def test_a_reader_that_leaves_is_no_failed_check(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [["list", "models"], ["list", "models", "--json"]])
+def test_an_output_without_room_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"robench: the output cannot be written: No space left on device; .*\n", done.stderr)
+
+
+def test_an_interruption_of_the_first_imports_is_one_line(monkeypatch, capsys) -> None:
+    from robench.__main__ import main
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.__import__", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main()
+    monkeypatch.undo()
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "robench: interrupted; nothing was begun\n"
+
+
+def test_without_arguments_it_explains_itself(capsys) -> None:
+    assert cli.run([]) == 0
+    assert "Robustness benchmarking" in capsys.readouterr().out

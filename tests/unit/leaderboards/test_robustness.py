@@ -10,6 +10,7 @@ from synthetic import card, diagnostic, first_of, put, record, rows, sha, spec
 
 from robench.errors import UnsafeFile
 from robench.leaderboards.robustness import first_breaker, robustness
+from robench.records import Decision
 from robench.store import Results, Store
 from robench.tables import Table
 
@@ -305,3 +306,28 @@ def test_a_flag_stands_until_another_attack_passes_its_check(store: Store) -> No
     assert [cell.note for cell in table.column("reliability")] == [None, None, "not examined"]
     assert len(table.warnings) == 2
     assert all(warning.startswith("flagged: ") and "10 of 40 still stand" in warning for warning in table.warnings)
+
+
+def test_another_rule_of_deciding_has_a_table_of_its_own(store: Store) -> None:
+    plain = spec("a")
+    put(store, plain, first_of(50, 20), clean=first_of(50, 40))
+    put(store, spec("b"), first_of(50, 10), clean=first_of(50, 40))
+    for rule in ({"top_k": 5}, {"votes": 100, "sigma": 0.25}, {"repeats": 8}):
+        decided = plain.model_copy(update={"decision": Decision(**rule)})
+        put(store, decided, first_of(50, 30), clean=first_of(50, 45))
+    tables = {table.name: table for table in robustness(store.results({}))}
+    assert set(tables) == {
+        "robustness-mnist-linf-0.3",
+        "robustness-mnist-linf-0.3-top-5",
+        "robustness-mnist-linf-0.3-votes-100-sigma-0.25",
+    }
+    first = tables["robustness-mnist-linf-0.3"]
+    assert {cell.value for cell in first.column("clean")} == {0.8}
+    assert first.title == "mnist under Linf@0.3"
+    top = tables["robustness-mnist-linf-0.3-top-5"]
+    assert top.title == "mnist under Linf@0.3, top 5"
+    assert top.caption.endswith("; right where the label is among the 5 largest logits")
+    assert [cell.value for cell in top.column("clean")] == [0.9]
+    assert tables["robustness-mnist-linf-0.3-votes-100-sigma-0.25"].caption.endswith(
+        "; decided by 100 votes under noise of 0.25"
+    )
