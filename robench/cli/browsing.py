@@ -123,6 +123,9 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
     kind = catalog.KINDS[plugin.kind]
     facts = {k: v for k, v in plugin.facts.items() if k not in {"name", "presets", "kind"}}
     found = {"kind": kind.singular, "file": f"robench/{kind.folder}/{plugin.path.name}", **facts}
+    if presets := plugin.facts.get("presets"):
+        entry = plugin.facts.get("name", plugin.name)
+        found["presets"] = ", ".join(presets) if plugin.name == entry else f"{plugin.name} is one of {entry}'s"
     if plugin.kind == "architectures":
         count = found.pop("parameter_counts").get(plugin.name)
         found["input_shape"] = found.pop("preset_shapes", {}).get(plugin.name, plugin.facts["input_shape"])

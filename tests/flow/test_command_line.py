@@ -363,3 +363,9 @@ def test_an_interruption_of_the_first_imports_is_one_line(monkeypatch, capsys) -
 def test_without_arguments_it_explains_itself(capsys) -> None:
     assert cli.run([]) == 0
     assert "Robustness benchmarking" in capsys.readouterr().out
+
+
+def test_presets_are_shown_with_what_they_are_presets_of(capsys) -> None:
+    for name, told in (("atent", "atent-linf-mnist-official"), ("pgd-20", "pgd-20 is one of pgd's")):
+        assert cli.run(["show", name, "--json"]) == 0
+        assert told in json.dumps([entry.get("presets") for entry in json.loads(capsys.readouterr().out)])
