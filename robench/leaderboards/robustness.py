@@ -549,7 +549,9 @@ def columns(attacks: Mapping[str, str], *, grouped: bool) -> tuple[Column, ...]:
             Column(key=title, title=title, role="accuracy", description=f"Images still correct after {title}.")
             for title in attacks.values()
         ),
-        Column(key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack."),
+        Column(
+            key="fooled_most_by", title="Fooled most by", role="label", description="The strongest attack, if one is."
+        ),
         Column(key="parameters", title="Parameters", role="amount", description="Numbers in the network."),
         Column(key="training_seconds", title="Training", role="amount", unit="s", description="Wall time."),
         Column(
@@ -581,7 +583,8 @@ def row(
     own = {key: contestant.answers[key] for key in attacks if key in contestant.answers}
     missing = [title for key, title in attacks.items() if key not in own]
     first = next(iter(own.values()))
-    strongest = min(own, key=lambda key: own[key].record.robust.successes)
+    fewest = min(stored.record.robust.successes for stored in own.values())
+    strongest = [attacks[key] for key, stored in own.items() if stored.record.robust.successes == fewest]
     n, card = len(contestant.robust), contestant.card.card if contestant.card else None
     low, high = worst_case_interval(contestant.robust, first.record)
     costs = [stored.record.cost for stored in own.values()]
@@ -606,7 +609,7 @@ def row(
             note=f"top-5 {top5.value:.2%}" if top5 is not None else None,
         ),
         *(attack_cell(contestant, key) for key in attacks),
-        Cell(value=attacks[strongest]),
+        Cell(value=strongest[0] if len(strongest) == 1 else f"{len(strongest)} attacks alike"),
         Cell(value=card.parameter_count if card else None),
         Cell(value=card.training_seconds if card else None),
         Cell(value=sum(passes_per_example(stored.record) for stored in own.values())),

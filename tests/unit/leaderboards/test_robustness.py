@@ -331,3 +331,14 @@ def test_another_rule_of_deciding_has_a_table_of_its_own(store: Store) -> None:
     assert tables["robustness-mnist-linf-0.3-votes-100-sigma-0.25"].caption.endswith(
         "; decided by 100 votes under noise of 0.25"
     )
+
+
+def test_where_attacks_break_alike_none_is_the_strongest(store: Store) -> None:
+    for attack, hits in (("fgsm", 20), ("pgd-20", 10), ("square", 10)):
+        put(store, spec("a", attack), first_of(50, hits))
+        put(store, spec("b", attack), first_of(50, hits if attack != "square" else 9))
+    (table,) = tables(store)
+    assert {row[1].value: table.column("fooled_most_by")[i].value for i, row in enumerate(table.rows)} == {
+        "a": "2 attacks alike",
+        "b": "square",
+    }
