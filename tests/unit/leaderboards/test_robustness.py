@@ -338,7 +338,5 @@ def test_where_attacks_break_alike_none_is_the_strongest(store: Store) -> None:
         put(store, spec("a", attack), first_of(50, hits))
         put(store, spec("b", attack), first_of(50, hits if attack != "square" else 9))
     (table,) = tables(store)
-    assert {row[1].value: table.column("fooled_most_by")[i].value for i, row in enumerate(table.rows)} == {
-        "a": "2 attacks alike",
-        "b": "square",
-    }
+    named = zip(table.column("model"), table.column("fooled_most_by"), strict=True)
+    assert {model.value: by.value for model, by in named} == {"a": "2 attacks alike", "b": "square"}
