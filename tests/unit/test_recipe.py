@@ -161,6 +161,21 @@ def test_a_file_is_read_like_a_name(tmp_path):
         load_recipe("mnist-pdg")
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('summary = "s"\n'.encode("utf-16"), "line 1 has the byte 0xff"),
+        (b'summary = "s"\nsource = "\xff"\n', "line 2 has the byte 0xff"),
+    ],
+)
+def test_a_file_that_is_not_utf_8_is_refused_in_one_line(tmp_path, content, problem):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value) == f"recipe {path} is no UTF-8 text ({problem}); save it as UTF-8"
+
+
 def test_reading_recipes_does_not_import_torch():
     code = (
         "import sys; from robench.recipe import load_recipe, apply_settings\n"
