@@ -68,7 +68,7 @@ class EvaluationFailed(RobenchError):
 
 
 def bad_byte(error: UnicodeDecodeError) -> str:
-    """Return what is wrong with a file that is not UTF-8, and the remedy: "is no UTF-8 text (...); save it as UTF-8"."""
+    """Return what is wrong with a file that is not UTF-8, and the remedy."""
     line = error.object.count(b"\n", 0, error.start) + 1
     return f"is no UTF-8 text (line {line} has the byte 0x{error.object[error.start]:02x}); save it as UTF-8"
 

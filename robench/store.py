@@ -604,7 +604,9 @@ def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
         text = path.read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    record = kind.from_json(text, origin=str(path))
+    command = {EvalRecord: "eval", TransferRecord: "transfer", CertificateRecord: "certify", TimingRecord: "time"}[kind]
+    remedy = f"restore it from version control, or delete it and run robench {command} again"
+    record = kind.from_json(text, origin=str(path), remedy=remedy)
     if path.name not in {f"{record.spec.identity}{end}" for end in (".json", *_UNFINISHED)}:
         raise UnsafeFile(
             f"{path} was changed: its question has the identity {record.spec.identity}; restore or delete it"

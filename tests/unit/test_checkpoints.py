@@ -216,9 +216,21 @@ def test_golden_logits_of_another_kind_are_refused(place: Workspace) -> None:
     path.write_text(json.dumps({**golden, "logits": [row[:3] for row in golden["logits"]]}))
     with pytest.raises(UnsafeFile, match="gives other logits"):
         load_card_model(card, path.parent)
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"count": 4, "lo', b'{"count": 4}', b'{"torch": "\xff"}'])
+def test_lost_or_damaged_golden_logits_are_refused_with_the_remedy(content: bytes | None, place: Workspace) -> None:
+    card = save(place.user_zoo)
+    path = place.user_zoo / "digits-a" / "golden.json"
     path.unlink()
-    with pytest.raises(UnsafeFile, match=r"golden\.json cannot be read"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
         load_card_model(card, path.parent)
+    message = str(caught.value)
+    assert message.startswith(f"{path} ")
+    assert message.endswith("; restore it from version control, or run: robench train digits-a --replace")
+    assert "\n" not in message
 
 
 def test_absent_weights_name_the_command(place: Workspace) -> None:
