@@ -30,7 +30,7 @@ from robench.recipe import Recipe
 from robench.records import Configured, ModelCard
 from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
-from robench.training.data import Pixels, steps_per_epoch
+from robench.training.data import Pixels, check_count, steps_per_epoch
 from robench.training.loop import Steps, Training
 from robench.training.memory import Ledger, growth
 from robench.training.objective import build_objective, rehearse
@@ -120,10 +120,11 @@ def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     """Check everything that a training checks before its first step, try a pass and a small step, and write nothing."""
     recipe = _with_its_network(recipe, workspace)
     require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
+    available = len(open_split(recipe.dataset, "train", workspace))
+    check_count(recipe.train_examples, available)
+    examples = recipe.train_examples or available
     keep_large_buffers()
     state = _initial_state(recipe, run, workspace)
-    available = len(open_split(recipe.dataset, "train", workspace))
-    examples = min(recipe.train_examples or available, available)
     per_epoch = steps_per_epoch(examples, recipe.batch_size)
     chosen = (recipe.defense, *recipe.regularizers)
     passes = sum(

@@ -296,3 +296,16 @@ def test_fewer_training_images_resume_and_are_said(tmp_path):
     assert straight.scale == "2 of 3 epochs, 20 training images"
     run = Run(name="z", device=torch.device("cpu"), command="")
     assert forecast(recipe, run, workspace=workspace).examples == 20
+
+
+def test_more_training_images_than_there_are_are_refused(workspace):
+    available = len(datasets.open_split(small_recipe(workspace).dataset, "train", workspace))
+    recipe = small_recipe(workspace, train_examples=available + 1)
+    refused = rf"train_examples = {available + 1} is more than the {available} images .*; set it to fewer"
+    with pytest.raises(UserError, match=refused):
+        forecast(recipe, Run(name="z", device=torch.device("cpu"), command=""), workspace=workspace)
+    with pytest.raises(UserError, match=refused):
+        run_training(workspace, recipe)
+    exactly = small_recipe(workspace, train_examples=available)
+    run = Run(name="z", device=torch.device("cpu"), command="")
+    assert forecast(exactly, run, workspace=workspace).examples == available
