@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,7 @@ def _normalization(
     """Return the normalisation to use, and the state without the file's own normalisation layer."""
     given = request.normalization
     if given is not None:
-        _check_normalization(given, channels)
+        _check_normalization(given, channels, remedy="divide it by 255")
     pairs = []
     for name, tensor in state.items():
         layer, dot, last = name.rpartition(".")
@@ -186,7 +187,7 @@ def _normalization(
         return given, dict(state)
     mean, std = (tuple(round(v, 6) for v in state[name].flatten().tolist()) for name in pairs[0])
     own = Normalization(mean=mean, std=std)
-    _check_normalization(own, channels)
+    _check_normalization(own, channels, remedy=f"divide by 255 what the normalisation layer in {request.path} has")
     if given is not None and not np.allclose([given.mean, given.std], [mean, std], atol=1e-4):
         raise UserError(
             f"{request.path} has a normalisation layer of its own (mean {mean}, std {std}), other than mean "
@@ -195,10 +196,16 @@ def _normalization(
     return given or own, {name: tensor for name, tensor in state.items() if name not in pairs[0]}
 
 
-def _check_normalization(normalization: Normalization, channels: int) -> None:
+def _check_normalization(normalization: Normalization, channels: int, *, remedy: str) -> None:
+    """Raise UserError for what cannot be the mean and deviation of images in [0, 1]; `remedy` if 0..255 is meant."""
     for name, values in (("mean", normalization.mean), ("std", normalization.std)):
+        shown = ",".join(f"{value:g}" for value in values)
         if len(values) != channels:
-            raise UserError(f"{name} {values} has {len(values)} values, the images have {channels} channels")
+            raise UserError(f"{name} {shown} has {len(values)} values, the images have {channels} channels")
+        if not all(math.isfinite(value) for value in values):
+            raise UserError(f"{name} {shown} is not finite; write numbers, or leave mean and std out for none")
+        if max(values) > 1:
+            raise UserError(f"{name} {shown} is of pixels from 0 to 255, images are in [0, 1] here; {remedy}")
     if not all(value > 0 for value in normalization.std):
         raise UserError(f"std {normalization.std} must be positive; leave mean and std out for none")
 

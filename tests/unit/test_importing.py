@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
@@ -117,6 +118,13 @@ def test_the_files_own_normalisation_is_recognised(
         bring(path, place, normalization=other, replace=True)
 
 
+def test_the_files_own_normalisation_of_other_pixels_is_refused(place: Workspace) -> None:
+    state = own_layer("normalize.", "mean", "std", (1,))
+    state["normalize.mean"] *= 255
+    with pytest.raises(UserError, match=r"^mean 76\.5 is of pixels .*; divide by 255 what .*theirs\.pt has$"):
+        bring(saved(state, place), place)
+
+
 class Malicious:
     """Unpickling this makes a folder."""
 
@@ -229,6 +237,18 @@ def test_long_lists_are_cut(place: Workspace) -> None:
             "3 values, .* 1 channels",
         ),
         ({"normalization": Normalization(mean=(0.1,), std=(0.0,))}, UserError, "must be positive"),
+        (
+            {"normalization": Normalization(mean=(125.0,), std=(60.0,))},
+            UserError,
+            "^mean 125 is of .*; divide it by 255$",
+        ),
+        (
+            {"normalization": Normalization(mean=(0.0,), std=(255.0,))},
+            UserError,
+            "^std 255 is of .*; divide it by 255$",
+        ),
+        ({"normalization": Normalization(mean=(math.nan,), std=(0.5,))}, UserError, "^mean nan is not finite"),
+        ({"normalization": Normalization(mean=(0.5,), std=(math.inf,))}, UserError, "^std inf is not finite"),
     ],
 )
 def test_a_wrong_request_is_refused(
