@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,9 @@ _WRAPPERS = (
 )
 #: How normalisation layers name their buffers.
 _MEAN_STD = {"mean": "std", "mu": "sigma"}
+_EXPECTED = (
+    "give what torch.save(model.state_dict(), 'weights.pt') wrote, or safetensors in a file that ends in .safetensors"
+)
 _ROWS = 12
 _BATCH = 250
 
@@ -126,18 +130,20 @@ def read_weights(path: Path) -> Any:
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise UnsafeFile(f"{path} is no safetensors file or is cut short: {error}") from None
+            raise UnsafeFile(f"{path} is no safetensors file or is cut short ({error}); {_EXPECTED}") from None
+    if not path.stat().st_size:
+        raise UnsafeFile(f"{path} is empty: cut short or no PyTorch file; {_EXPECTED}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are none of torch's
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # The loader's own advice, to switch the protection off, is not repeated.
+        # Nothing of the loader's own text is repeated: it advises to switch the protection off.
         if "unsupported global" in str(error).lower() or "weights_unpickler" in str(error).lower():
             raise UnsafeFile(
                 f"{path} holds Python objects that loading would run, not only tensors; it was refused. Save "
                 "model.state_dict() in it instead of the model"
             ) from error
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise UnsafeFile(f"{path} is damaged, cut short or no PyTorch file ({reason})") from error
+        raise UnsafeFile(f"{path} is damaged, cut short or no PyTorch file; {_EXPECTED}") from error
 
 
 def unwrapped(content: Any, *, origin: Path) -> dict[str, Tensor]:

@@ -181,6 +181,20 @@ def test_other_files_are_refused(place: Workspace) -> None:
     for path in (text, archive):
         with pytest.raises(UnsafeFile, match="no PyTorch file"):
             read_weights(path)
+    for content in (
+        b"",
+        b"hello",
+        b"notes\nof mine\n",
+        b'{"a": 1}',
+        b"\x80\x04}\x94\x8c\x01a\x94K\x01s.",
+        b"\x89PNG\r\n\x1a\n",
+        b"\0" * 64,
+    ):
+        text.write_bytes(content)
+        with pytest.raises(UnsafeFile, match=r"no PyTorch file; give what torch\.save\(model\.state_dict") as caught:
+            read_weights(text)
+        for quoted in ("weights_only", "Error", "\n"):
+            assert quoted not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no file .*absent\.pt"):
         read_weights(place.root / "absent.pt")
 
