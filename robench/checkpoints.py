@@ -12,8 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ from robench.classifier import (
     mode,
     random_images,
 )
-from robench.errors import StorageError, UnsafeFile, UserError
+from robench.errors import UnsafeFile, UserError
 from robench.foreign_models import foreign_architecture, load_foreign
 from robench.records import Configured, ModelCard, ModelIdentity, Normalization, Value, WeightsFile
 from robench.registry import (
@@ -43,6 +42,7 @@ from robench.registry import (
     is_reference,
     weights_path,
 )
+from robench.store import storage_errors
 from robench.workspace import Workspace
 
 WEIGHTS = "model.safetensors"
@@ -310,7 +310,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool) ->
     unique = uuid.uuid4().hex[:8]
     fresh, old = (folder.with_name(f".{folder.name}.{unique}.{state}") for state in ("new", "old"))
     try:
-        with _storage_errors(folder):
+        with storage_errors(folder):
             fresh.mkdir(parents=True)
             for name, data in files.items():
                 with (fresh / name).open("wb") as file:
@@ -340,11 +340,3 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write model {folder}: {error.strerror or error}") from error

@@ -163,7 +163,7 @@ class Store:
         """Raise StorageError where results could not be written; call it before anything expensive starts."""
         for folder in ("records", "outcomes", ".work"):
             probe = self.root / folder / f".{secrets.token_hex(4)}.tmp"
-            with _storage_errors(self.root / folder):
+            with storage_errors(self.root / folder):
                 probe.parent.mkdir(parents=True, exist_ok=True)
                 probe.write_bytes(b"")
                 probe.unlink()
@@ -622,7 +622,7 @@ def publish(path: Path, data: bytes, *, replace: bool = True, durable: bool = Tr
     Raises StorageError, one line that names the folder and the remedy.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _storage_errors(path.parent):
+    with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)  # its FileExistsError means that a file is in the way
         try:
             with temporary.open("xb") as file:
@@ -643,7 +643,7 @@ def publish(path: Path, data: bytes, *, replace: bool = True, durable: bool = Tr
 
 
 @contextlib.contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one line that names the folder and the remedy."""
     try:
         yield
