@@ -18,7 +18,7 @@ import numpy as np
 from robench import catalog
 from robench.datasets import _folder, _npz
 from robench.datasets._download import download
-from robench.datasets._image_set import ArrayImages, ImageSet, Pixels, Positions, fixed_shuffle
+from robench.datasets._image_set import ArrayImages, ImageSet, Pixels, Positions, fixed_shuffle, scale_problem
 from robench.errors import UnknownName, UserError
 from robench.records import Examples
 from robench.workspace import Workspace
@@ -34,6 +34,7 @@ __all__ = [
     "download",
     "fixed_shuffle",
     "open_split",
+    "scale_problem",
     "select_examples",
 ]
 
