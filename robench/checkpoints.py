@@ -30,6 +30,7 @@ from robench.classifier import (
     mode,
     random_images,
 )
+from robench.datasets import RESIZED
 from robench.errors import UnsafeFile, UserError
 from robench.foreign_models import foreign_architecture, load_foreign
 from robench.records import Configured, ModelCard, ModelIdentity, Normalization, Value, WeightsFile
@@ -198,9 +199,10 @@ def load_model(
         classifier = load_card_model(card, folder, device=device)
         found = LoadedModel(model=classifier, identity=identity_of(card), card=card)
     if (classifier.input_shape, classifier.num_classes) != (tuple(input_shape), num_classes):
+        resized = " (what images of a folder become if their sizes differ)" if tuple(input_shape) == RESIZED else ""
         raise UserError(
             f"{reference} maps {classifier.input_shape} images to {classifier.num_classes} classes, the "
-            f"data set has {tuple(input_shape)} images of {num_classes} classes; choose the one it was "
+            f"data set has {tuple(input_shape)} images{resized} of {num_classes} classes; choose the one it was "
             "trained on"
         )
     return found

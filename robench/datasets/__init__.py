@@ -24,6 +24,7 @@ from robench.records import Examples
 from robench.workspace import Workspace
 
 __all__ = [
+    "RESIZED",
     "ArrayImages",
     "DatasetFacts",
     "ImageSet",
@@ -43,6 +44,8 @@ Split = Literal["train", "validation", "test"]
 #: Readers of the user's own data, by the prefix that is typed: `(path, split) -> ImageSet`.
 READERS: dict[str, Callable[[Path, str], ImageSet]] = {"folder": _folder.load, "npz": _npz.load}
 OWN_HELD_OUT = 2000
+#: The shape that all images of a folder get if their sizes differ.
+RESIZED = (3, _folder.CROP, _folder.CROP)
 OWN_THREATS = ("Linf@8/255", "L2@0.5")
 
 

@@ -244,6 +244,9 @@ def test_a_model_of_other_data_is_refused(place: Workspace) -> None:
     save(place.user_zoo)
     with pytest.raises(UserError, match=r"maps \(1, 8, 8\) images to 10 classes, the data set has \(3, 32, 32\)"):
         load_model("digits-a", place, input_shape=(3, 32, 32), num_classes=10)
+    resized = r"\(3, 224, 224\) images \(what images of a folder become if their sizes differ\) of 10 classes"
+    with pytest.raises(UserError, match=resized):
+        load_model("digits-a", place, input_shape=(3, 224, 224), num_classes=10)
 
 
 def test_the_state_hash_knows_names_types_shapes_and_values() -> None:
