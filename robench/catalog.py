@@ -458,7 +458,7 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PluginError(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -248,7 +248,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     if not name_or_path.endswith(".toml"):
         return parse_recipe(catalog.find("recipes", name_or_path).facts, origin=f"recipe {name_or_path}")
     try:
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        text = Path(name_or_path).read_text(encoding="utf-8-sig")  # some editors put a mark before the first line
     except OSError as error:
         raise UserError(f"recipe {name_or_path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

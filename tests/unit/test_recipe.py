@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 
+from robench import catalog
 from robench.cli.training import with_its_network_said
 from robench.errors import UnknownName, UserError
 from robench.recipe import Adam, Recipe, Sgd, apply_settings, load_recipe, parse_recipe
@@ -174,6 +175,12 @@ def test_a_file_that_is_not_utf_8_is_refused_in_one_line(tmp_path, content, prob
     with pytest.raises(UserError) as caught:
         load_recipe(str(path))
     assert str(caught.value) == f"recipe {path} is no UTF-8 text ({problem}); save it as UTF-8"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + catalog.find("recipes", "digits-pgd").path.read_bytes())
+    assert load_recipe(str(path)) == load_recipe("digits-pgd")
 
 
 def test_reading_recipes_does_not_import_torch():
