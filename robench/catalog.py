@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from robench.amounts import Amount
-from robench.errors import UnknownName, UserError, suggestion
+from robench.errors import UnknownName, UserError, bad_byte, suggestion
 from robench.threat_model import ThreatModel, exact_fraction
 
 PACKAGE = Path(__file__).parent
@@ -406,7 +406,7 @@ def find(kind: str, name: str) -> Plugin:
 def read_toml(kind: str, path: Path) -> Plugin:
     """Read a TOML plugin; its name is the file's."""
     try:
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+        facts = tomllib.loads(_text(path))
     except tomllib.TOMLDecodeError as error:
         raise PluginError(path, f"is no valid TOML: {error}") from None
     return Plugin(kind, path.stem, path.stem, path, facts)
@@ -416,7 +416,7 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
     """Read a Python plugin's syntax tree: the entry's own name first, then its presets."""
     rules = KINDS[kind]
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(_text(path))
     except SyntaxError as error:
         raise PluginError(path, f"does not parse: line {error.lineno}: {error.msg}") from None
     call = _entry_call(tree)
@@ -454,6 +454,15 @@ def read_python(kind: str, path: Path) -> list[Plugin]:
         # A preset with a misspelt or mistyped parameter is refused here, not when somebody runs it.
         plugin.settings({k: _any_value(p) for k, p in parameters.items() if p.required and k not in plugin.preset})
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PluginError(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise PluginError(path, bad_byte(error)) from None
 
 
 def _check_amounts(facts: Mapping[str, Any], parameters: Mapping[str, Parameter], path: Path) -> None:

@@ -12,8 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,10 +30,20 @@ from robench.classifier import (
     mode,
     random_images,
 )
-from robench.errors import StorageError, UnsafeFile, UserError
+from robench.datasets import RESIZED
+from robench.errors import UnsafeFile, UserError
 from robench.foreign_models import foreign_architecture, load_foreign
 from robench.records import Configured, ModelCard, ModelIdentity, Normalization, Value, WeightsFile
-from robench.registry import CARD, checked_id, find_card, identity_of, is_reference, weights_path
+from robench.registry import (
+    CARD,
+    checked_id,
+    find_card,
+    how_to_make_again,
+    identity_of,
+    is_reference,
+    weights_path,
+)
+from robench.store import storage_errors
 from robench.workspace import Workspace
 
 WEIGHTS = "model.safetensors"
@@ -190,9 +199,10 @@ def load_model(
         classifier = load_card_model(card, folder, device=device)
         found = LoadedModel(model=classifier, identity=identity_of(card), card=card)
     if (classifier.input_shape, classifier.num_classes) != (tuple(input_shape), num_classes):
+        resized = " (what images of a folder become if their sizes differ)" if tuple(input_shape) == RESIZED else ""
         raise UserError(
             f"{reference} maps {classifier.input_shape} images to {classifier.num_classes} classes, the "
-            f"data set has {tuple(input_shape)} images of {num_classes} classes; choose the one it was "
+            f"data set has {tuple(input_shape)} images{resized} of {num_classes} classes; choose the one it was "
             "trained on"
         )
     return found
@@ -221,12 +231,12 @@ def load_card_model(card: ModelCard, folder: Path, *, device: torch.device | str
     if digest != card.weights.sha256:
         raise UnsafeFile(
             f"{path} has SHA-256 {digest[:12]}..., its card says {card.weights.sha256[:12]}...; it is "
-            "damaged or was changed, restore it or train again"
+            f"damaged or was changed; restore it, or {how_to_make_again(card)}"
         )
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise UnsafeFile(f"{path} is no safetensors file: {error}") from None
+        raise UnsafeFile(f"{path} is no safetensors file: {error}; {how_to_make_again(card)}") from None
     # Building draws initial weights, which are thrown away; nobody's random numbers may change by that.
     with torch.random.fork_rng(devices=[]):
         classifier = build_classifier(
@@ -240,7 +250,9 @@ def load_card_model(card: ModelCard, folder: Path, *, device: torch.device | str
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:300]
         raise UserError(f"{path} does not fit architecture {card.architecture.name}: {problem}") from None
-    _compare_golden(classifier, folder / GOLDEN)
+    _compare_golden(
+        classifier, folder / GOLDEN, remedy=f"restore it from version control, or {how_to_make_again(card)}"
+    )
     return classifier.to(device).eval()
 
 
@@ -253,11 +265,15 @@ def golden_logits(classifier: Classifier, *, count: int = 4) -> Golden:
     return Golden(count=count, logits=tuple(map(tuple, logits.tolist())), torch=torch.__version__)
 
 
-def _compare_golden(classifier: Classifier, path: Path) -> None:
+def _compare_golden(classifier: Classifier, path: Path, *, remedy: str) -> None:
     try:
-        golden = Golden.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+        golden = Golden.from_json(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy)
     except OSError as error:
-        raise UnsafeFile(f"{path} cannot be read ({error.strerror}); the model cannot be checked") from None
+        raise UnsafeFile(
+            f"{path} cannot be read ({error.strerror}), so that the model cannot be checked; {remedy}"
+        ) from None
+    except UnicodeDecodeError:
+        raise UnsafeFile(f"{path} is damaged: it is no UTF-8 text; {remedy}") from None
     found = torch.tensor(golden_logits(classifier, count=golden.count).logits)
     expected = torch.tensor(golden.logits)
     gap = logit_gap(found, expected) if found.shape == expected.shape else float("inf")
@@ -296,7 +312,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool) ->
     unique = uuid.uuid4().hex[:8]
     fresh, old = (folder.with_name(f".{folder.name}.{unique}.{state}") for state in ("new", "old"))
     try:
-        with _storage_errors(folder):
+        with storage_errors(folder):
             fresh.mkdir(parents=True)
             for name, data in files.items():
                 with (fresh / name).open("wb") as file:
@@ -326,11 +342,3 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write model {folder}: {error.strerror or error}") from error

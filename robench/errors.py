@@ -67,6 +67,12 @@ class EvaluationFailed(RobenchError):
     exit_code = 3
 
 
+def bad_byte(error: UnicodeDecodeError) -> str:
+    """Return what is wrong with a file that is not UTF-8, and the remedy."""
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return f"is no UTF-8 text (line {line} has the byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with up to three near names, else all of the known ones."""
     known = sorted(known)

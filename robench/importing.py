@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,9 @@ _WRAPPERS = (
 )
 #: How normalisation layers name their buffers.
 _MEAN_STD = {"mean": "std", "mu": "sigma"}
+_EXPECTED = (
+    "give what torch.save(model.state_dict(), 'weights.pt') wrote, or safetensors in a file that ends in .safetensors"
+)
 _ROWS = 12
 _BATCH = 250
 
@@ -125,18 +130,20 @@ def read_weights(path: Path) -> Any:
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise UnsafeFile(f"{path} is no safetensors file or is cut short: {error}") from None
+            raise UnsafeFile(f"{path} is no safetensors file or is cut short ({error}); {_EXPECTED}") from None
+    if not path.stat().st_size:
+        raise UnsafeFile(f"{path} is empty: cut short or no PyTorch file; {_EXPECTED}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are none of torch's
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # The loader's own advice, to switch the protection off, is not repeated.
+        # Nothing of the loader's own text is repeated: it advises to switch the protection off.
         if "unsupported global" in str(error).lower() or "weights_unpickler" in str(error).lower():
             raise UnsafeFile(
                 f"{path} holds Python objects that loading would run, not only tensors; it was refused. Save "
                 "model.state_dict() in it instead of the model"
             ) from error
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise UnsafeFile(f"{path} is damaged, cut short or no PyTorch file ({reason})") from error
+        raise UnsafeFile(f"{path} is damaged, cut short or no PyTorch file; {_EXPECTED}") from error
 
 
 def unwrapped(content: Any, *, origin: Path) -> dict[str, Tensor]:
@@ -175,7 +182,7 @@ def _normalization(
     """Return the normalisation to use, and the state without the file's own normalisation layer."""
     given = request.normalization
     if given is not None:
-        _check_normalization(given, channels)
+        _check_normalization(given, channels, remedy="divide it by 255")
     pairs = []
     for name, tensor in state.items():
         layer, dot, last = name.rpartition(".")
@@ -186,7 +193,7 @@ def _normalization(
         return given, dict(state)
     mean, std = (tuple(round(v, 6) for v in state[name].flatten().tolist()) for name in pairs[0])
     own = Normalization(mean=mean, std=std)
-    _check_normalization(own, channels)
+    _check_normalization(own, channels, remedy=f"divide by 255 what the normalisation layer in {request.path} has")
     if given is not None and not np.allclose([given.mean, given.std], [mean, std], atol=1e-4):
         raise UserError(
             f"{request.path} has a normalisation layer of its own (mean {mean}, std {std}), other than mean "
@@ -195,10 +202,16 @@ def _normalization(
     return given or own, {name: tensor for name, tensor in state.items() if name not in pairs[0]}
 
 
-def _check_normalization(normalization: Normalization, channels: int) -> None:
+def _check_normalization(normalization: Normalization, channels: int, *, remedy: str) -> None:
+    """Raise UserError for what cannot be the mean and deviation of images in [0, 1]; `remedy` if 0..255 is meant."""
     for name, values in (("mean", normalization.mean), ("std", normalization.std)):
+        shown = ",".join(f"{value:g}" for value in values)
         if len(values) != channels:
-            raise UserError(f"{name} {values} has {len(values)} values, the images have {channels} channels")
+            raise UserError(f"{name} {shown} has {len(values)} values, the images have {channels} channels")
+        if not all(math.isfinite(value) for value in values):
+            raise UserError(f"{name} {shown} is not finite; write numbers, or leave mean and std out for none")
+        if max(values) > 1:
+            raise UserError(f"{name} {shown} is of pixels from 0 to 255, images are in [0, 1] here; {remedy}")
     if not all(value > 0 for value in normalization.std):
         raise UserError(f"std {normalization.std} must be positive; leave mean and std out for none")
 

@@ -32,24 +32,35 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _check(item: pytest.Function, mark: pytest.Mark) -> None:
-    from robench.errors import RobenchError
+    """Attack the model; where that fails, fail with one line, outside of any except clause, which would add another."""
+    if problem := _problem(item, mark):
+        pytest.fail(problem, pytrace=False)
+
+
+def _problem(item: pytest.Function, mark: pytest.Mark) -> str | None:
+    """Return what is wrong with the mark or the model, None if the model withstands the attack."""
+    from robench.errors import RobenchError, suggestion
     from robench.testing import assert_robust
 
     options = dict(mark.kwargs)
     model = options.pop("model", item.funcargs.get("model"))
     if model is None:
-        pytest.fail(
+        return (
             f"@pytest.mark.{_MARK} attacks what the fixture `model` returns; write one, take it as an argument of "
-            f"{item.name}, or name a model: model='mnist-pgd'",
-            pytrace=False,
+            f"{item.name}, or name a model: model='mnist-pgd'"
         )
     options.setdefault("data", item.funcargs.get("data") if "dataset" not in options else None)
+    signature = inspect.signature(assert_robust)
+    if unknown := [name for name in options if name not in signature.parameters]:
+        near = suggestion(unknown[0], signature.parameters)
+        return f"@pytest.mark.{_MARK} has no argument {unknown[0]!r}; {near}"
     try:
-        inspect.signature(assert_robust).bind(model, *mark.args, **options)
+        signature.bind(model, *mark.args, **options)
     except TypeError as error:
-        pytest.fail(f"@pytest.mark.{_MARK}: {error}; see robench.testing.assert_robust", pytrace=False)
+        return f"@pytest.mark.{_MARK}: {error}; see robench.testing.assert_robust"
     try:
         found = assert_robust(model, **options)
     except (AssertionError, RobenchError) as error:
-        pytest.fail(str(error), pytrace=False)
+        return str(error)
     item.user_properties.append(("robust_accuracy", found.accuracy))
+    return None

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from robench import catalog
 from robench.catalog import NonNegativeInt, PositiveInt
-from robench.errors import UserError, suggestion
+from robench.errors import UserError, bad_byte, suggestion
 from robench.records import Configured, Normalization, Value
 from robench.threat_model import ThreatModel, exact_fraction
 
@@ -248,9 +248,11 @@ def load_recipe(name_or_path: str) -> Recipe:
     if not name_or_path.endswith(".toml"):
         return parse_recipe(catalog.find("recipes", name_or_path).facts, origin=f"recipe {name_or_path}")
     try:
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        text = Path(name_or_path).read_text(encoding="utf-8-sig")  # some editors put a mark before the first line
     except OSError as error:
         raise UserError(f"recipe {name_or_path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {name_or_path} {bad_byte(error)}") from None
     try:
         return parse_recipe(tomllib.loads(text), origin=f"recipe {name_or_path}")
     except tomllib.TOMLDecodeError as error:

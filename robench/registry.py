@@ -58,10 +58,13 @@ def read_cards(registries: Iterable[Path]) -> dict[str, StoredCard]:
 
 def read_card(path: Path) -> ModelCard:
     """Return the card in a file; raise UserError that names the file if it is none, or another model's."""
+    remedy = "restore it from version control, or train or import the model again with --replace"
     try:
-        card = ModelCard.from_json(path.read_text(encoding="utf-8"), origin=str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        card = ModelCard.from_json(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is no UTF-8 text; {remedy}") from None
     if card.id != path.parent.name:
         raise UserError(f"{path} is the card of {card.id!r}; rename its folder to that, or correct its id")
     return card
@@ -70,8 +73,8 @@ def read_card(path: Path) -> ModelCard:
 def find_card(name: str, workspace: Workspace) -> tuple[Path, ModelCard]:
     """Return the folder and the card of the model `name`.
 
-    Raises UserError with the command to run where there is a recipe of that name but no model yet, and
-    UnknownName with the nearest names where there is neither.
+    Raises UserError with the command to run where there is a recipe of that name but no model yet, or where a model
+    has lost its card, and UnknownName with the nearest names where there is neither.
     """
     if name.endswith(".py"):
         raise UserError(f"--model {name} names no factory; write {name}:FACTORY, the function that returns the model")
@@ -80,6 +83,11 @@ def find_card(name: str, workspace: Workspace) -> tuple[Path, ModelCard]:
         path = registry / name / CARD
         if path.is_file():
             return path.parent, read_card(path)
+    if lost := next((r / name for r in workspace.registries if (r / name).is_dir()), None):
+        raise UserError(
+            f"model {name!r} has no {CARD} ({lost}); restore it from version control, or train or import the model "
+            "again with --replace"
+        )
     if name in catalog.plugins("recipes"):
         raise UserError(f"model {name!r} is not trained yet; run: robench train {name}")
     raise UnknownName("model", name, {*cards(workspace), *catalog.plugins("recipes")})
@@ -90,15 +98,14 @@ def weights_path(card: ModelCard, folder: Path) -> Path:
     path = folder / card.weights.file
     if path.is_file():
         return path
-    # The card is there, so that its name is taken.
-    made_by = f"{card.provenance.command.replace(' --replace', '')} --replace"
-    if card.recipe is None:
-        remedy = f"import them again: {made_by}"
-    elif card.id in catalog.plugins("recipes"):
-        remedy = f"run: robench train {card.id} --replace"
-    else:
-        remedy = f"run: {made_by}"
-    raise UserError(f"the weights of {card.id} ({path}) are not on this machine; {remedy}")
+    raise UserError(f"the weights of {card.id} ({path}) are not on this machine; {how_to_make_again(card)}")
+
+
+def how_to_make_again(card: ModelCard) -> str:
+    """Return the remedy where a model's files are lost: the command that its card says it was made with."""
+    # The card is there, so that its name is taken; an interrupted run of it is not.
+    command = re.sub(r" --(replace|resume|restart)(?= |$)", "", card.provenance.command)
+    return f"{'import it again' if card.recipe is None else 'run'}: {command} --replace"
 
 
 def identity_of(card: ModelCard) -> ModelIdentity:

@@ -163,7 +163,7 @@ class Store:
         """Raise StorageError where results could not be written; call it before anything expensive starts."""
         for folder in ("records", "outcomes", ".work"):
             probe = self.root / folder / f".{secrets.token_hex(4)}.tmp"
-            with _storage_errors(self.root / folder):
+            with storage_errors(self.root / folder):
                 probe.parent.mkdir(parents=True, exist_ok=True)
                 probe.write_bytes(b"")
                 probe.unlink()
@@ -608,7 +608,9 @@ def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
         text = path.read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    record = kind.from_json(text, origin=str(path))
+    command = {EvalRecord: "eval", TransferRecord: "transfer", CertificateRecord: "certify", TimingRecord: "time"}[kind]
+    remedy = f"restore it from version control, or delete it and run robench {command} again"
+    record = kind.from_json(text, origin=str(path), remedy=remedy)
     if path.name not in {f"{record.spec.identity}{end}" for end in (".json", *_UNFINISHED)}:
         raise UnsafeFile(
             f"{path} was changed: its question has the identity {record.spec.identity}; restore or delete it"
@@ -624,7 +626,7 @@ def publish(path: Path, data: bytes, *, replace: bool = True, durable: bool = Tr
     Raises StorageError, one line that names the folder and the remedy.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _storage_errors(path.parent):
+    with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)  # its FileExistsError means that a file is in the way
         try:
             with temporary.open("xb") as file:
@@ -645,7 +647,7 @@ def publish(path: Path, data: bytes, *, replace: bool = True, durable: bool = Tr
 
 
 @contextlib.contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one line that names the folder and the remedy."""
     try:
         yield

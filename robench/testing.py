@@ -17,7 +17,7 @@ from torch import nn
 from robench import planning
 from robench.checkpoints import load_model
 from robench.classifier import Classifier
-from robench.datasets import ArrayImages, ImageSet, open_split, select_examples
+from robench.datasets import ArrayImages, ImageSet, open_split, scale_problem, select_examples
 from robench.errors import EvaluationFailed, UserError
 from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
@@ -154,10 +154,8 @@ def _images(dataset: str | None, data: tuple[Any, Any] | None, data_root: str | 
         return open_split(dataset, "test", Workspace.locate(data_root=Path(data_root) if data_root else None))
     images, labels = (np.asarray(part) for part in cast("Sequence[Any]", data))
     if images.dtype != np.uint8:
-        if images.size and (images.min() < 0 or images.max() > 1):
-            raise UserError(
-                f"data: images from {images.min():g} to {images.max():g}; floats are in [0, 1], divide by 255"
-            )
+        if images.size and (problem := scale_problem(float(images.min()), float(images.max()))):
+            raise UserError(f"data: its images {problem}")
         images = np.rint(images.astype(np.float64) * 255).astype(np.uint8)
     classes = tuple(str(k) for k in range(int(labels.max()) + 1)) if len(labels) else ()
     return ArrayImages(images=images, labels=labels.astype(np.int64), classes=classes, origin="data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -72,7 +73,7 @@ def train(
     target = resolve_device(device)
 
     from robench.cli.progress import Bars, TrainingBar
-    from robench.training import Run, forecast
+    from robench.training import Run, forecast, nothing_to_resume
     from robench.training import train as carry_out
 
     run = Run(
@@ -84,6 +85,8 @@ def train(
         replace=replace,
         command=command_line(),
     )
+    if resume and (note := nothing_to_resume(run, place)):
+        print(f"robench: {note}", file=sys.stderr)
     if dry_run:
         found = forecast(resolved, run, workspace=place)
         rounds = f"{resolved.rounds} rounds of " if resolved.rounds > 1 else ""

@@ -18,12 +18,13 @@ import numpy as np
 from robench import catalog
 from robench.datasets import _folder, _npz
 from robench.datasets._download import download
-from robench.datasets._image_set import ArrayImages, ImageSet, Pixels, Positions, fixed_shuffle
+from robench.datasets._image_set import ArrayImages, ImageSet, Pixels, Positions, fixed_shuffle, scale_problem
 from robench.errors import UnknownName, UserError
 from robench.records import Examples
 from robench.workspace import Workspace
 
 __all__ = [
+    "RESIZED",
     "ArrayImages",
     "DatasetFacts",
     "ImageSet",
@@ -34,6 +35,7 @@ __all__ = [
     "download",
     "fixed_shuffle",
     "open_split",
+    "scale_problem",
     "select_examples",
 ]
 
@@ -42,6 +44,8 @@ Split = Literal["train", "validation", "test"]
 #: Readers of the user's own data, by the prefix that is typed: `(path, split) -> ImageSet`.
 READERS: dict[str, Callable[[Path, str], ImageSet]] = {"folder": _folder.load, "npz": _npz.load}
 OWN_HELD_OUT = 2000
+#: The shape that all images of a folder get if their sizes differ.
+RESIZED = (3, _folder.CROP, _folder.CROP)
 OWN_THREATS = ("Linf@8/255", "L2@0.5")
 
 

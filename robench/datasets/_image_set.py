@@ -118,3 +118,21 @@ def fixed_shuffle(count: int) -> Positions:
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(word ^ (word >> np.uint64(31))).astype(np.int64)
+
+
+def scale_problem(low: float, high: float) -> str | None:
+    """Return what is wrong with float images whose values go from `low` to `high`, and the remedy; None if nothing is.
+
+    NaN in either says that the images hold some.
+    """
+    if low >= 0 and high <= 1:
+        return None
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "hold NaN or infinite values; give finite ones in [0, 1]"
+    if low < 0 and low >= -1 and high <= 1:
+        remedy = "take (x + 1) / 2"
+    elif low >= 0 and 2 < high <= 255:
+        remedy = "divide by 255"
+    else:
+        remedy = "undo their normalisation, or rescale them"
+    return f"go from {low:g} to {high:g}; float images are in [0, 1], {remedy}"

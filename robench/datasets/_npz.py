@@ -13,12 +13,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from robench.datasets._image_set import ArrayImages, Pixels, Positions, fixed_shuffle
+from robench.datasets._image_set import ArrayImages, Pixels, Positions, fixed_shuffle, scale_problem
 from robench.errors import MissingData, UnsafeFile, UserError
 
 SPLITS = ("train", "test")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-#: Images whose values are checked and converted at once: a few megabytes instead of several copies of the
+#: Images whose values are converted at once: a few megabytes instead of several copies of the
 #: file.
 CHUNK = 1000
 
@@ -98,7 +98,9 @@ def _check(split: str, images: _Header, *, labels: _Header, path: Path) -> None:
     """Raise UserError for images or labels of a wrong type or shape."""
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise UserError(f"{path}: x_{split} is {images.dtype}; images are uint8, or float in [0, 1]")
-    if len(images.shape) not in (3, 4) or 0 in images.shape or _channel_axis(images.shape) == 0:
+    if 0 in images.shape:
+        raise UserError(f"{path}: x_{split} is empty (shape {images.shape}); give it images")
+    if len(images.shape) not in (3, 4) or _channel_axis(images.shape) == 0:
         raise UserError(
             f"{path}: x_{split} has shape {images.shape}; images are (N, H, W), "
             f"or (N, H, W, C) or (N, C, H, W) with 1 or 3 channels on one of the two axes"
@@ -122,12 +124,12 @@ def _eight_bits(images: NDArray[Any], origin: str) -> Pixels:
     """Return uint8 images as they are, and float ones on the scale 0..255."""
     if images.dtype == np.uint8:
         return images
+    # The minimum and maximum of values with a NaN among them are NaN.
+    if problem := scale_problem(float(images.min()), float(images.max())):
+        raise UserError(f"{origin}: its images {problem}")
     rounded = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), CHUNK):
         part = images[start : start + CHUNK]
-        inside = (part >= 0) & (part <= 1)  # false for NaN as well
-        if not inside.all():
-            raise UserError(f"{origin} has the value {part[~inside][0]}; float images are in [0, 1], divide by 255")
         rounded[start : start + CHUNK] = np.rint(part.astype(np.float64) * 255)
     return rounded
 

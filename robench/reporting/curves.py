@@ -132,14 +132,16 @@ def training_charts(path: Path) -> list[Chart]:
     """Return a chart of the accuracies (in percent) and one of the losses of a `training.csv`.
 
     The log has a row per epoch, a column `epoch`, and columns whose names end in `accuracy` or hold `loss`;
-    an empty field was not measured. Raises UserError that names the file for anything else.
+    an empty field was not measured. Raises UserError that names the file and the line for anything else.
     """
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-        columns = {name: [_number(text) for text in texts] for name, *texts in zip(header, *rows, strict=True)}
-        epochs = [epoch for epoch in columns.pop("epoch") if epoch is not None]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no training log ({error}); delete it or train again") from None
+        columns = _log(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is no training log ({error}); restore it from version control, or delete it: only its curves "
+            "are lost"
+        ) from None
+    epochs = [epoch for epoch in columns.pop("epoch") if epoch is not None]
     accuracies = {
         name.removesuffix("_accuracy").replace("_", ", "): [None if v is None else 100 * v for v in values]
         for name, values in columns.items()
@@ -151,6 +153,23 @@ def training_charts(path: Path) -> list[Chart]:
         _chart("Loss", epochs, losses, (0.0, _ceiling(losses))),
     ]
     return [chart for chart in charts if chart.lines]
+
+
+def _log(text: str) -> dict[str, list[float | None]]:
+    """Return the columns of a training log by name; raise ValueError that names the line for anything else."""
+    reader = csv.reader(io.StringIO(text))
+    header = next(reader, [])
+    if "epoch" not in header:
+        raise ValueError("line 1 names no column epoch")
+    rows = []
+    for row in reader:
+        if len(row) != len(header):
+            raise ValueError(f"line {reader.line_num} has {len(row)} values, line 1 names {len(header)}")
+        try:
+            rows.append([_number(value) for value in row])
+        except ValueError as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from None
+    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
 
 
 def curves_chart(curves: Curves) -> Chart:

@@ -122,10 +122,11 @@ def regions_path(reports: Path, model: str) -> Path:
 
 def read_regions(path: Path) -> Regions:
     """Return the regions in a file; raise UserError that names it for anything else."""
+    remedy = "delete it and run robench regions again"
     try:
-        return Regions.from_json(path.read_text(encoding="utf-8"), origin=str(path))
+        return Regions.from_json(path.read_text(encoding="utf-8"), origin=str(path), remedy=remedy)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete it and run robench regions again") from None
+        raise UserError(f"{path} cannot be read: {error}; {remedy}") from None
 
 
 def panels_of(filled: FilledTable, reports: Path, cards: Mapping[str, StoredCard]) -> list[Panel]:

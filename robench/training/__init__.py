@@ -24,13 +24,13 @@ from robench import catalog
 from robench.checkpoints import LoadedModel, Weights, build_classifier, load_model, require_free, save_checkpoint
 from robench.classifier import Classifier, keep_large_buffers, random_images, tensor_float32
 from robench.datasets import dataset_facts, open_split, select_examples
-from robench.errors import UserError
+from robench.errors import UserError, suggestion
 from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.records import Configured, ModelCard
 from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
-from robench.training.data import Pixels, steps_per_epoch
+from robench.training.data import Pixels, check_count, steps_per_epoch
 from robench.training.loop import Steps, Training
 from robench.training.memory import Ledger, growth
 from robench.training.objective import build_objective, rehearse
@@ -54,7 +54,7 @@ class Run:
     precision: str = "fp32"
     """`fp32`, `tf32` or `bf16` (autocast)."""
     resume: bool = False
-    """Go on with an interrupted run; begin if it left nothing."""
+    """Go on with an interrupted run; begin if it left nothing (:func:`nothing_to_resume`)."""
     restart: bool = False
     """Throw an interrupted run away."""
     replace: bool = False
@@ -120,10 +120,11 @@ def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     """Check everything that a training checks before its first step, try a pass and a small step, and write nothing."""
     recipe = _with_its_network(recipe, workspace)
     require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
+    available = len(open_split(recipe.dataset, "train", workspace))
+    check_count(recipe.train_examples, available)
+    examples = recipe.train_examples or available
     keep_large_buffers()
     state = _initial_state(recipe, run, workspace)
-    available = len(open_split(recipe.dataset, "train", workspace))
-    examples = min(recipe.train_examples or available, available)
     per_epoch = steps_per_epoch(examples, recipe.batch_size)
     chosen = (recipe.defense, *recipe.regularizers)
     passes = sum(
@@ -184,9 +185,30 @@ def _seconds_of(model: Classifier, images: Tensor, precision: str) -> float:
     return time.perf_counter() - started
 
 
+def nothing_to_resume(run: Run, workspace: Workspace) -> str | None:
+    """Return a line if the interrupted run that is asked for left nothing to go on from, so that it begins again.
+
+    Raises UserError where there is no interrupted run of that name: a misspelt one would begin, too.
+    """
+    require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
+    trainings = workspace.model_zoo / ".training"
+    folder = trainings / run.name
+    if not folder.is_dir():
+        begun = [path.name for path in trainings.glob("*") if path.is_dir()]
+        raise UserError(
+            f"nothing to resume: {trainings} has no {run.name!r} ({suggestion(run.name, begun)}); "
+            "leave --resume out to begin at epoch 1"
+        )
+    return None if _snapshot(folder).exists() else f"nothing to resume in {folder} yet: begins at epoch 1"
+
+
+def _snapshot(folder: Path) -> Path:
+    return folder / "snapshot.safetensors"
+
+
 def _interrupted_run(folder: Path, recipe: Recipe, run: Run) -> tuple[Tensors, Mapping[str, Any]] | None:
     """Return the snapshot to go on from, if there is one and it was asked for."""
-    snapshot = folder / "snapshot.safetensors"
+    snapshot = _snapshot(folder)
     if run.restart:
         shutil.rmtree(folder, ignore_errors=True)
     if not snapshot.exists():

@@ -22,6 +22,15 @@ def as_floats(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255.0)
 
 
+def check_count(count: int | None, available: int) -> None:
+    """Raise UserError if more images are to be learned from than there are."""
+    if count is not None and count > available:
+        raise UserError(
+            f"train_examples = {count} is more than the {available} images that there are; "
+            "set it to fewer, or to none for all of them"
+        )
+
+
 class Pixels:
     """The pixels of one split: small data sets live on the device as uint8, others are read as they are needed."""
 
@@ -30,8 +39,7 @@ class Pixels:
 
         Raises UserError for a count above the set's size.
         """
-        if count is not None and count > len(image_set):
-            raise UserError(f"train_examples = {count} is more than the {len(image_set)} images that there are")
+        check_count(count, len(image_set))
         self.chosen = None if count is None else torch.from_numpy(np.sort(fixed_shuffle(len(image_set))[:count]))
         self.image_set, self.device = image_set, device
         self.labels = torch.from_numpy(np.asarray(image_set.labels)).to(device)

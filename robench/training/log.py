@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from robench.errors import StorageError
+from robench.store import storage_errors
 from robench.training.snapshot import write_atomically
 
 
@@ -29,12 +29,10 @@ class ScalarsFile:
     def __init__(self, path: Path, length: int) -> None:
         """Open the file for appending after its first `length` bytes; raise StorageError if it cannot be written."""
         self.path = path
-        try:
+        with storage_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
             self._file.truncate(min(length, path.stat().st_size))
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 
     def __enter__(self) -> ScalarsFile:
         return self
@@ -42,16 +40,16 @@ class ScalarsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with storage_errors(self.path.parent):
+            self._file.close()
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the values of one step, counted from 1 over the whole training."""
-        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        """Add the values of one step, counted from 1 over the whole training; raise StorageError on a full disk."""
+        with storage_errors(self.path.parent):
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
 
     def flushed(self) -> int:
         """Hand everything to the system and return the file's length in bytes; raise StorageError on a full disk."""
-        try:
+        with storage_errors(self.path.parent):
             self._file.flush()
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be written: {error.strerror}") from None
         return self._file.tell()

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robench.errors import StorageError, UnsafeFile, UserError
+from robench.errors import UnsafeFile, UserError
+from robench.store import storage_errors
 
 FORMAT = 1
 Tensors = dict[str, Tensor]
@@ -27,15 +28,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises StorageError where it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    try:
+    with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_snapshot(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

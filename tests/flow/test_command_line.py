@@ -215,6 +215,7 @@ WRONG = [
     (["train", "digits-pgd", "--out", "Bad Name"], "'Bad Name'"),
     (["train", "digits-standard", "--out", "tiny"], "--replace"),
     (["train", "digits-pgd", "--resume", "--restart"], "exclude each other"),
+    (["train", "digits-pgd", "--resume", "--out", "x"], "model_zoo/.training has no 'x' (there is none)"),
     (["import", "/nowhere.pt", "--architecture", "lenet5", "--dataset", "digits", "--name", "x"], "/nowhere.pt"),
     (["leaderboard", "robustnes"], "did you mean 'robustness'"),
     (["show", "pgd-21"], "did you mean 'pgd-20'"),

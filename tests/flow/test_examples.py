@@ -198,6 +198,18 @@ def test_without_a_model():
 def test_misspelt(model, data):
     pass
 
+@pytest.mark.robustness(threat="Linf@0.1", atleast=0.9)
+def test_misspelt_and_so_missing(model, data):
+    pass
+
+@pytest.mark.robustness(threat="Linf@0.1")
+def test_missing(model, data):
+    pass
+
+@pytest.mark.robustness(threat="Linf@0.1", at_least=0.5, data=(np.array([[[[-1.0, 1.0]]]]), np.array([0])))
+def test_other_scale(model):
+    pass
+
 @pytest.mark.robustness(threat="Linf@8", at_least=0.9)
 def test_wrong_threat(model, data):
     pass
@@ -225,12 +237,16 @@ def test_every_mistake_is_told_in_one_line(tmp_path, pytest_run):
     done = pytest_run(tmp_path, "test_cases.py", "-rA", "--tb=short")
     lines = done.stdout.splitlines()
     assert "1 passed" in lines[-1], done.stdout
-    assert "8 failed" in lines[-1]
+    assert "11 failed" in lines[-1]
+    assert "During handling" not in done.stdout
     assert any(line.startswith("PASSED") and "test_data_of_a_fixture" in line for line in lines)
     for said in (
         "under pgd-20 in Linf@0.5 is below 90 %",
         "attacks what the fixture `model` returns; write one",
-        "got an unexpected keyword argument 'attak'",
+        "has no argument 'attak'; did you mean 'attack'",
+        "has no argument 'atleast'; did you mean 'at_least'",
+        "missing a required argument: 'at_least'",
+        "data: its images go from -1 to 1; float images are in [0, 1], take (x + 1) / 2",
         "threat model 'Linf@8'",
         "at_least=90 is no share",
         "say what to attack: either dataset='mnist', or data=(images, labels)",

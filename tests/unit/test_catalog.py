@@ -176,3 +176,15 @@ def test_every_plugin_says_what_it_is_and_loads(kind):
             continue  # the library is optional
         if catalog.KINDS[kind].entry:
             assert plugin.load().name == plugin.entry
+
+
+@pytest.mark.parametrize(("kind", "name"), [("recipes", "mine.toml"), ("attacks", "mine.py")])
+def test_a_plugin_file_that_is_not_utf_8_is_named(tmp_path, kind, name):
+    path = tmp_path / name
+    path.write_bytes(b"# one\n# \xfc\n")
+    read_file = catalog.read_toml if kind == "recipes" else catalog.read_python
+    with pytest.raises(catalog.PluginError, match=rf"/{name} is no UTF-8 text \(line 2 has the byte 0xfc\); save it"):
+        read_file(kind, path)
+    path.unlink()
+    with pytest.raises(catalog.PluginError, match=rf"/{name} cannot be read: No such file"):
+        read_file(kind, path)

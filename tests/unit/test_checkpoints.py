@@ -161,7 +161,7 @@ def test_an_interrupted_save_leaves_the_old_model_and_nothing_else(
 
 def test_a_registry_that_cannot_be_written_is_named(place: Workspace) -> None:
     place.user_zoo.write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match=r"cannot write model .*digits-a"):
+    with pytest.raises(StorageError, match=r"cannot write to .*digits-a: a file is in the way; .*--workspace$"):
         save(place.user_zoo)
 
 
@@ -216,9 +216,21 @@ def test_golden_logits_of_another_kind_are_refused(place: Workspace) -> None:
     path.write_text(json.dumps({**golden, "logits": [row[:3] for row in golden["logits"]]}))
     with pytest.raises(UnsafeFile, match="gives other logits"):
         load_card_model(card, path.parent)
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"count": 4, "lo', b'{"count": 4}', b'{"torch": "\xff"}'])
+def test_lost_or_damaged_golden_logits_are_refused_with_the_remedy(content: bytes | None, place: Workspace) -> None:
+    card = save(place.user_zoo)
+    path = place.user_zoo / "digits-a" / "golden.json"
     path.unlink()
-    with pytest.raises(UnsafeFile, match=r"golden\.json cannot be read"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
         load_card_model(card, path.parent)
+    message = str(caught.value)
+    assert message.startswith(f"{path} ")
+    assert message.endswith("; restore it from version control, or run: robench train digits-a --replace")
+    assert "\n" not in message
 
 
 def test_absent_weights_name_the_command(place: Workspace) -> None:
@@ -232,6 +244,9 @@ def test_a_model_of_other_data_is_refused(place: Workspace) -> None:
     save(place.user_zoo)
     with pytest.raises(UserError, match=r"maps \(1, 8, 8\) images to 10 classes, the data set has \(3, 32, 32\)"):
         load_model("digits-a", place, input_shape=(3, 32, 32), num_classes=10)
+    resized = r"\(3, 224, 224\) images \(what images of a folder become if their sizes differ\) of 10 classes"
+    with pytest.raises(UserError, match=resized):
+        load_model("digits-a", place, input_shape=(3, 224, 224), num_classes=10)
 
 
 def test_the_state_hash_knows_names_types_shapes_and_values() -> None:

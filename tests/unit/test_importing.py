@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
@@ -117,6 +118,13 @@ def test_the_files_own_normalisation_is_recognised(
         bring(path, place, normalization=other, replace=True)
 
 
+def test_the_files_own_normalisation_of_other_pixels_is_refused(place: Workspace) -> None:
+    state = own_layer("normalize.", "mean", "std", (1,))
+    state["normalize.mean"] *= 255
+    with pytest.raises(UserError, match=r"^mean 76\.5 is of pixels .*; divide by 255 what .*theirs\.pt has$"):
+        bring(saved(state, place), place)
+
+
 class Malicious:
     """Unpickling this makes a folder."""
 
@@ -173,6 +181,20 @@ def test_other_files_are_refused(place: Workspace) -> None:
     for path in (text, archive):
         with pytest.raises(UnsafeFile, match="no PyTorch file"):
             read_weights(path)
+    for content in (
+        b"",
+        b"hello",
+        b"notes\nof mine\n",
+        b'{"a": 1}',
+        b"\x80\x04}\x94\x8c\x01a\x94K\x01s.",
+        b"\x89PNG\r\n\x1a\n",
+        b"\0" * 64,
+    ):
+        text.write_bytes(content)
+        with pytest.raises(UnsafeFile, match=r"no PyTorch file; give what torch\.save\(model\.state_dict") as caught:
+            read_weights(text)
+        for quoted in ("weights_only", "Error", "\n"):
+            assert quoted not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no file .*absent\.pt"):
         read_weights(place.root / "absent.pt")
 
@@ -229,6 +251,18 @@ def test_long_lists_are_cut(place: Workspace) -> None:
             "3 values, .* 1 channels",
         ),
         ({"normalization": Normalization(mean=(0.1,), std=(0.0,))}, UserError, "must be positive"),
+        (
+            {"normalization": Normalization(mean=(125.0,), std=(60.0,))},
+            UserError,
+            "^mean 125 is of .*; divide it by 255$",
+        ),
+        (
+            {"normalization": Normalization(mean=(0.0,), std=(255.0,))},
+            UserError,
+            "^std 255 is of .*; divide it by 255$",
+        ),
+        ({"normalization": Normalization(mean=(math.nan,), std=(0.5,))}, UserError, "^mean nan is not finite"),
+        ({"normalization": Normalization(mean=(0.5,), std=(math.inf,))}, UserError, "^std inf is not finite"),
     ],
 )
 def test_a_wrong_request_is_refused(

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 
+from robench import catalog
 from robench.cli.training import with_its_network_said
 from robench.errors import UnknownName, UserError
 from robench.recipe import Adam, Recipe, Sgd, apply_settings, load_recipe, parse_recipe
@@ -159,6 +160,27 @@ def test_a_file_is_read_like_a_name(tmp_path):
         load_recipe(str(path))
     with pytest.raises(UnknownName, match="did you mean 'mnist-pgd'"):
         load_recipe("mnist-pdg")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('summary = "s"\n'.encode("utf-16"), "line 1 has the byte 0xff"),
+        (b'summary = "s"\nsource = "\xff"\n', "line 2 has the byte 0xff"),
+    ],
+)
+def test_a_file_that_is_not_utf_8_is_refused_in_one_line(tmp_path, content, problem):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value) == f"recipe {path} is no UTF-8 text ({problem}); save it as UTF-8"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + catalog.find("recipes", "digits-pgd").path.read_bytes())
+    assert load_recipe(str(path)) == load_recipe("digits-pgd")
 
 
 def test_reading_recipes_does_not_import_torch():

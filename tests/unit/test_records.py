@@ -36,6 +36,12 @@ def test_anything_else_is_refused_with_its_origin(change, problem):
     assert problem in str(caught.value)
 
 
+def test_what_is_damaged_is_refused_with_the_remedy():
+    for text in ("", "[]", '{"schema_version": 0}', "{}"):
+        with pytest.raises(UserError, match=r"^reports/a\.json .*[^;]; delete it and measure again$"):
+            EvalSpec.from_json(text, origin="reports/a.json", remedy="delete it and measure again")
+
+
 def test_what_is_no_json_is_refused():
     for text in ("", "[]", "{"):
         with pytest.raises(UserError, match="not a JSON object"):

@@ -171,6 +171,7 @@ def test_damaged_records_are_named(store: Store) -> None:
     for damage, problem in {
         text[: len(text) // 2]: "is not a JSON object",
         b"\xff\xfe": "is not a JSON object",
+        b"{}": r"spec: Field required; restore it from version control, or delete it and run robench eval again$",
         text.replace(b'"seed": 0', b'"seed": 1'): "was changed",
         text.replace(b'"schema_version": 2', b'"schema_version": 3'): "schema version 3",
     }.items():

@@ -164,6 +164,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def downloader(name: str) -> Any:
         def fetch(root: str, *, train: bool, download: bool) -> None:
             if fake.error is not None:
+                (Path(root) / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
                 raise fake.error
             asked.append((name, root, train, download))
 
@@ -184,6 +185,24 @@ def test_download_asks_torchvision(name: str, cls: str, tmp_path: Path, torchvis
     download(name, root)
     assert torchvision.asked == [(cls, str(root), train, True) for train in (True, False)]
     assert root.is_dir()
+
+
+def test_an_offline_download_says_in_one_line_what_to_put_where(tmp_path: Path, torchvision: SimpleNamespace) -> None:
+    torchvision.error = RuntimeError("Error downloading x.gz:\nTried http://a/, got:\n<urlopen error>\n")
+    root = tmp_path / "new" / "root"
+    with pytest.raises(MissingData) as caught:
+        download("mnist", root)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Tried http://a/, got: <urlopen error>; try again" in message
+    assert message.endswith(f"t10k-labels-idx1-ubyte.gz into {root}/MNIST/raw")
+    assert list(tmp_path.iterdir()) == []
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    with pytest.raises(MissingData):
+        download("mnist", root)
+    assert (root / "MNIST" / "raw").is_dir()
+    with pytest.raises(MissingData, match=rf"or put the folder cifar-10-batches-py .* into {root}$"):
+        download("cifar10", root)
 
 
 def test_download_failures(tmp_path: Path, torchvision: SimpleNamespace) -> None:

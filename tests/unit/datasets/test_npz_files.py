@@ -26,6 +26,12 @@ def arrays(train: int = 60, test: int = 12, shape: tuple[int, ...] = (5, 4, 3)) 
     }
 
 
+def spread(low: float, high: float) -> Any:
+    images = np.full((12, 5, 4, 3), float(low))
+    images[-1, -1] = high
+    return images
+
+
 def written(path: Path, content: dict[str, Any]) -> str:
     np.savez(path, **content)
     return f"npz:{path}"
@@ -97,10 +103,15 @@ def test_facts(tmp_path: Path) -> None:
         ({"x_train": np.zeros((60, 60), np.uint8)}, r"x_train has shape \(60, 60\)"),
         ({"x_train": np.zeros((60, 5, 4, 2), np.uint8)}, "1 or 3 channels"),
         ({"x_train": np.zeros((60, 3, 4, 3), np.uint8)}, "1 or 3 channels on one of the two"),
-        ({"x_train": np.zeros((0, 5, 4, 3), np.uint8)}, r"x_train has shape \(0, 5, 4, 3\)"),
+        ({"x_train": np.zeros((0, 5, 4, 3), np.uint8)}, r"x_train is empty \(shape \(0, 5, 4, 3\)\); give it images"),
+        ({"x_test": np.zeros((0, 5, 4, 3))}, "x_test is empty"),
         ({"x_train": np.uint8(3)}, r"x_train has shape \(\)"),
-        ({"x_test": np.full((12, 5, 4, 3), 1.5)}, r"x_test has the value 1\.5; .* divide by 255"),
-        ({"x_test": np.full((12, 5, 4, 3), np.nan)}, "x_test has the value nan"),
+        ({"x_test": spread(0, 254)}, r"x_test: its images go from 0 to 254; .*, divide by 255$"),
+        ({"x_test": spread(-1, 1)}, r"x_test: its images go from -1 to 1; .* in \[0, 1\], take \(x \+ 1\) / 2$"),
+        ({"x_test": spread(-2.5, 2.25)}, r"go from -2\.5 to 2\.25; .*, undo their normalisation, or rescale them$"),
+        ({"x_test": spread(0, 1.5)}, r"go from 0 to 1\.5; .*, or rescale them$"),
+        ({"x_test": spread(0, np.nan)}, r"x_test: its images hold NaN or infinite values; give finite ones"),
+        ({"x_test": spread(0, np.inf)}, r"x_test: its images hold NaN or infinite values; give finite ones"),
         ({"y_test": np.zeros(11, np.int64)}, r"y_test is int64 \(11,\); .* each of the 12 images"),
         ({"y_test": np.zeros((12, 3), np.int64)}, r"y_test is int64 \(12, 3\)"),
         ({"y_test": np.zeros(12)}, "y_test is float64"),

@@ -32,9 +32,19 @@ def test_one_epoch_nothing_measured_and_numbers_that_cannot_be_drawn(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["epoch,train_loss\n1,much\n", "epoch,train_loss\n1\n", "a,b\n1,2,3\n", "a,b\n1,2\n", ""]
+    ("text", "problem"),
+    [
+        ("epoch,train_loss\n1,much\n", "line 2: could not convert string to float: 'much'"),
+        ("epoch,train_loss\n1,2\n2\n", "line 3 has 1 values, line 1 names 2"),
+        ("epoch,train_loss\n1,2\n2,3,4\n", "line 3 has 3 values, line 1 names 2"),
+        ("a,b\n1,2,3\n", "line 1 names no column epoch"),
+        ("a,b\n1,2\n", "line 1 names no column epoch"),
+        ("", "line 1 names no column epoch"),
+    ],
 )
-def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "training.csv").write_text(text)
-    with pytest.raises(UserError, match=r"training\.csv is no training log"):
-        training_charts(tmp_path / "training.csv")
+def test_another_file_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "training.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        training_charts(path)
+    assert str(caught.value).startswith(f"{path} is no training log ({problem}); restore it from version control, or ")

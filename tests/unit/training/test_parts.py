@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,7 +234,7 @@ def test_a_crash_while_writing_leaves_the_former_snapshot(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(snapshot.os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left"):
+    with pytest.raises(StorageError, match="the disk is full; free some space"):
         write_snapshot(path, {"a": torch.zeros(2)}, {"epoch": 2})
     assert read_snapshot(path)[1] == {"epoch": 1}
 
@@ -270,3 +272,22 @@ def test_scalars_after_the_snapshot_are_cut_off(tmp_path):
         {"step": 50, "loss": 1.5},
         {"step": 100, "loss": 0.25},
     ]
+
+
+def test_logs_that_cannot_be_written_name_the_remedy(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    for write in (lambda path: ScalarsFile(path, 0), lambda path: write_log(path, [{"epoch": 1.0}])):
+        with pytest.raises(StorageError, match=r"cannot write to .*/taken: a file is in the way; .* with --workspace$"):
+            write(tmp_path / "taken" / "scalars.jsonl")
+
+
+def test_a_full_disk_is_said_by_the_log_of_steps(tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = ScalarsFile(tmp_path / "scalars.jsonl", 0)
+    log._file.close()
+    log._file = SimpleNamespace(write=full, flush=full, close=full)
+    for use in (lambda: log.append(1, {"loss": 1.0}), log.flushed, lambda: log.__exit__(None, None, None)):
+        with pytest.raises(StorageError, match="the disk is full; free some space"):
+            use()

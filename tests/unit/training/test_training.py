@@ -13,7 +13,7 @@ from robench.catalog import find
 from robench.defenses import LossParts
 from robench.errors import UserError
 from robench.recipe import apply_settings
-from robench.training import Run, forecast, loop, validation
+from robench.training import Run, forecast, loop, nothing_to_resume, validation
 from tests.unit.training.problems import (
     STEPS_PER_EPOCH,
     Watcher,
@@ -296,3 +296,37 @@ def test_fewer_training_images_resume_and_are_said(tmp_path):
     assert straight.scale == "2 of 3 epochs, 20 training images"
     run = Run(name="z", device=torch.device("cpu"), command="")
     assert forecast(recipe, run, workspace=workspace).examples == 20
+
+
+def test_more_training_images_than_there_are_are_refused(workspace):
+    available = len(datasets.open_split(small_recipe(workspace).dataset, "train", workspace))
+    recipe = small_recipe(workspace, train_examples=available + 1)
+    refused = rf"train_examples = {available + 1} is more than the {available} images .*; set it to fewer"
+    with pytest.raises(UserError, match=refused):
+        forecast(recipe, Run(name="z", device=torch.device("cpu"), command=""), workspace=workspace)
+    with pytest.raises(UserError, match=refused):
+        run_training(workspace, recipe)
+    exactly = small_recipe(workspace, train_examples=available)
+    run = Run(name="z", device=torch.device("cpu"), command="")
+    assert forecast(exactly, run, workspace=workspace).examples == available
+
+
+def test_nothing_to_resume_is_said(workspace):
+    def look(name, **options):
+        return nothing_to_resume(Run(name=name, device=torch.device("cpu"), command="", **options), workspace)
+
+    trainings = workspace.model_zoo / ".training"
+    refused = rf"^nothing to resume: {trainings} has no '%s' \(%s\); leave --resume out to begin at epoch 1$"
+    with pytest.raises(UserError, match=refused % ("stoped", "there is none")):
+        look("stoped")
+    with pytest.raises(KeyboardInterrupt):
+        run_training(workspace, small_recipe(workspace), "stopped", Watcher(stop_after=2))
+    assert look("stopped") == f"nothing to resume in {trainings / 'stopped'} yet: begins at epoch 1"
+    with pytest.raises(KeyboardInterrupt):
+        run_training(workspace, small_recipe(workspace), "stopped", Watcher(stop_after=STEPS_PER_EPOCH + 1))
+    assert look("stopped") is None
+    with pytest.raises(UserError, match=refused % ("stoped", r"did you mean 'stopped'\?")):
+        look("stoped")
+    (workspace.model_zoo / "done").mkdir()
+    with pytest.raises(UserError, match="model 'done' exists"):
+        look("done")
