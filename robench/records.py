@@ -33,26 +33,25 @@ class Value(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, origin: str) -> Self:
-        """Read what :meth:`to_json` wrote; `origin` (a file's path) is named in the error for anything else."""
+    def from_json(cls, text: str, *, origin: str, remedy: str = "restore it, or delete it and measure again") -> Self:
+        """Read what :meth:`to_json` wrote; the error for anything else names `origin` (a file's path) and `remedy`."""
         current = cls.model_fields["schema_version"].default if "schema_version" in cls.model_fields else 1
         try:
             version = json.loads(text).get("schema_version", current)
         except (json.JSONDecodeError, AttributeError):
-            raise UserError(
-                f"{origin} is no {cls.__name__}: it is not a JSON object; restore it, or delete it and measure again"
-            ) from None
+            raise UserError(f"{origin} is no {cls.__name__}: it is not a JSON object; {remedy}") from None
         if version != current:
+            newer = isinstance(version, int) and version > current
             raise UserError(
                 f"{origin} has schema version {version}, this robench reads {current}; "
-                f"{'upgrade robench' if version > current else 'delete it and measure again'}"
+                f"{'upgrade robench' if newer else remedy}"
             )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(p) for p in first["loc"])
-            raise UserError(f"{origin} is no valid {cls.__name__}: {place}: {first['msg']}") from None
+            raise UserError(f"{origin} is no valid {cls.__name__}: {place}: {first['msg']}; {remedy}") from None
 
 
 def canonical_hash(value: Any) -> str:
