@@ -34,24 +34,26 @@ class Value(BaseModel):
 
     @classmethod
     def from_json(cls, text: str, *, origin: str, remedy: str = "restore it, or delete it and measure again") -> Self:
-        """Read what :meth:`to_json` wrote; the error for anything else names `origin` (a file's path) and `remedy`."""
+        """Read what :meth:`to_json` wrote; for anything else UserError names `origin` (a file's path) and `remedy`."""
         current = cls.model_fields["schema_version"].default if "schema_version" in cls.model_fields else 1
         try:
             version = json.loads(text).get("schema_version", current)
         except (json.JSONDecodeError, AttributeError):
             raise UserError(f"{origin} is no {cls.__name__}: it is not a JSON object; {remedy}") from None
         if version != current:
-            newer = isinstance(version, int) and version > current
             raise UserError(
                 f"{origin} has schema version {version}, this robench reads {current}; "
-                f"{'upgrade robench' if newer else remedy}"
+                f"{'upgrade robench' if version > current else remedy}"
             )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(p) for p in first["loc"])
-            raise UserError(f"{origin} is no valid {cls.__name__}: {place}: {first['msg']}; {remedy}") from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise UserError(
+                f"{origin} is no valid {cls.__name__}: {f'{place}: ' if place else ''}{problem}; {remedy}"
+            ) from None
 
 
 def canonical_hash(value: Any) -> str:

@@ -80,15 +80,17 @@ class Answered:
 
 def read(path: Path) -> Baseline:
     """Return the baseline in a file; raise UserError, one line that says what is wrong with it."""
+    remedy = "restore it, or run robench baseline set again"
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no baseline {path}; make one: robench baseline set --baseline {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no TOML: {error}; restore it, or run robench baseline set again") from None
-    baseline = Baseline.from_json(
-        json.dumps(content, default=str), origin=str(path), remedy="restore it, or run robench baseline set again"
-    )
+        raise UserError(f"{path} is no TOML: {error}; {remedy}") from None
+    if not isinstance(version := content.get("schema_version", 1), int):
+        raise UserError(f"{path}: schema_version = {version} is no whole number; {remedy}")
+    # JSON has no dates; as texts they are refused where they stand.
+    baseline = Baseline.from_json(json.dumps(content, default=str), origin=str(path), remedy=remedy)
     if not baseline.entries:
         raise UserError(f"{path} names no answers, so nothing would be checked; run robench baseline set")
     return baseline

@@ -278,7 +278,8 @@ def test_a_baseline_is_read_as_it_was_written(bench):
             "is no valid Baseline: entries: Field required; restore it, or run robench baseline set again",
         ),
         ("schema_version = 0\nentries = []", "reads 1; restore it, or run robench baseline set again"),
-        ("schema_version = 2026-01-01\nentries = []", "has schema version 2026-01-01, this robench reads 1; restore"),
+        ("schema_version = 2026-01-01\nentries = []", "schema_version = 2026-01-01 is no whole number; restore it"),
+        ("schema_version = 1\nentries = 2026-01-01", "is no valid Baseline: entries: .*; restore it, or run robench"),
     ],
 )
 def test_a_baseline_that_is_none(bench, text, said):
