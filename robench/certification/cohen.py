@@ -58,9 +58,11 @@ def certify(
     level = alpha / alpha_shared_by
     if level >= 1 or n < fewest_samples(level):
         needed = f"the smallest that can is {fewest_samples(level)}" if level < 1 else "alpha lies between 0 and 1"
-        raise UserError(f"certificate: n = {n} samples certify nothing at alpha = {level:g}; {needed}")
+        raise UserError(f"certificate cohen: n = {n} samples certify nothing at alpha = {level:g}; {needed}")
     if top_k >= model.num_classes:
-        raise UserError(f"certificate: top_k = {top_k} of {model.num_classes} classes certifies nothing")
+        raise UserError(
+            f"certificate cohen: top_k = {top_k} of {model.num_classes} classes certifies nothing; take fewer"
+        )
     if guess == "plain":
         chosen = model.logits(images).topk(top_k, dim=1).indices.cpu().numpy()
     else:

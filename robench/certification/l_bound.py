@@ -45,7 +45,7 @@ def l_bound(
         UserError: top_k is not below the number of classes.
     """
     if top_k >= model.num_classes:
-        raise UserError(f"certificate: top_k = {top_k} leaves no class of {model.num_classes} to compare with")
+        raise UserError(f"certificate l-bound: top_k = {top_k} leaves no class of {model.num_classes} to compare with")
     plain = model.logits(images).double().softmax(1)
     averaged = plain
     if samples:

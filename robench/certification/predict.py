@@ -34,7 +34,10 @@ def predict(
         UserError: alpha is no probability, or n copies can tell nothing apart at this alpha.
     """
     if not 0 < alpha < 1 or two_sided_p_value(n, 0) > alpha:
-        raise UserError(f"certificate: n = {n} samples can tell no class from another at alpha = {alpha:g}; take more")
+        raise UserError(
+            f"certificate smoothed-prediction: n = {n} samples can tell no class from another at alpha = {alpha:g}; "
+            "take more"
+        )
     counts = model.counts(images, sigma=sigma, samples=n, purpose="prediction")
     first_two = most_frequent(counts, 2)
     first, second = (np.take_along_axis(counts, first_two[:, i : i + 1], 1)[:, 0] for i in (0, 1))

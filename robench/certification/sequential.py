@@ -75,12 +75,12 @@ def certify_anytime(
     level = alpha / alpha_shared_by
     if not 0 < level < 1 or n < fewest_samples(level):
         raise UserError(
-            f"certificate: n = {n} samples certify nothing at alpha = {level:g}; give 0 < alpha < 1 and more"
+            f"certificate anytime: n = {n} samples certify nothing at alpha = {level:g}; give 0 < alpha < 1 and more"
         )
-    if (goal == "decision") != (at is not None):
-        raise UserError(
-            f"certificate: goal = {goal} {'needs at=RADIUS' if at is None else 'has no use for at; take goal=decision'}"
-        )
+    if goal == "decision" and at is None:
+        raise UserError("certificate anytime: goal=decision needs at=RADIUS; write anytime:goal=decision,at=0.5")
+    if goal == "radius" and at is not None:
+        raise UserError(f"certificate anytime: at={at:g} is of another goal; write anytime:goal=decision,at={at:g}")
     if guess == "plain":
         chosen = model.logits(images).argmax(1, keepdim=True).cpu().numpy()
     else:

@@ -19,15 +19,28 @@ if TYPE_CHECKING:
 def check(texts: Sequence[str], *, sigma: float, idle: Mapping[str, bool]) -> None:
     """Refuse certificates that could not be computed, before anything is loaded.
 
-    `idle` says which options were given that no certificate follows, where nothing else does, either.
+    `idle` says which options were given that no certificate follows, where nothing else does, either; it is empty where
+    something is attacked.
     """
-    if texts and (unused := [option for option, given in idle.items() if given]):
+    unused = [option for option, given in idle.items() if given]
+    if idle and sigma and not any(map(takes_noise, texts)):
+        unused.append("--sigma")
+    if texts and unused:
         raise UserError(f"{unused[0]} changes nothing about {', '.join(texts)}; leave it out, or add --attack NAME")
     for text in texts:
         if takes_noise(text) and not sigma and "sigma=" not in text:
             name = text.partition(":")[0].strip()
             raise UserError(f"certificate {name} needs the noise that smooths the model: add --sigma 0.25")
-        planning.identify_certificate(text, sigma=sigma)
+        own = planning.identify_certificate(text, sigma=sigma).parameters.get("sigma", sigma)
+        if sigma and own != sigma:
+            raise UserError(
+                f"certificate {text} has the noise sigma {own:g}, but --sigma is {sigma:g}; leave one of the two out"
+            )
+
+
+def title(name: str, parameters: Mapping[str, Any]) -> str:
+    """Return a certificate's name with the noise, which it leaves out because there is no usual one."""
+    return f"{name}, sigma {parameters['sigma']:g}" if "sigma" in parameters else name
 
 
 def takes_noise(text: str) -> bool:
@@ -112,6 +125,7 @@ def plan_rows(asked: Sequence[tuple[Job, Sequence[CertificateSpec]]], store: Sto
                 "model": spec.model.id,
                 "examples": spec.examples.count,
                 "certificate": spec.certificate.name,
+                "parameters": spec.certificate.parameters,
                 "status": status,
                 "passes at most": total,
             }
@@ -124,6 +138,7 @@ def print_plan(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     columns = ["model", "examples", "certificate", "status", "passes at most"]
+    rows = [{**row, "certificate": title(row["certificate"], row["parameters"])} for row in rows]
     cells = [[f"{row[c]:,}" if isinstance(row[c], int) else str(row[c]) for c in columns] for row in rows]
     print_table(columns, cells, title="Plan (nothing was computed)")
 
@@ -139,7 +154,7 @@ def print_records(records: Sequence[CertificateRecord]) -> None:
         rows.append(
             [
                 spec.model.id,
-                spec.certificate.name,
+                title(spec.certificate.name, spec.certificate.parameters),
                 f"{spec.examples.count:,} of {spec.examples.split_size:,}",
                 percent(record.correct),
                 percent(record.abstained),
@@ -153,5 +168,5 @@ def print_records(records: Sequence[CertificateRecord]) -> None:
     examples = f"{records[0].spec.examples.split} examples"
     columns = ["model", "certificate", examples, "correct", "abstained", "median radius", "average radius"]
     print_table([*columns, "passes", "time", "record"], rows)
-    for text in dict.fromkeys(f"{r.spec.certificate.name}: {r.guarantee}" for r in records):
+    for text in dict.fromkeys(f"{row[1]}: {record.guarantee}" for row, record in zip(rows, records, strict=True)):
         print(text)

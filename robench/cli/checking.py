@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robench.cli.options import DataRootOption, DeviceOption, WorkspaceOption, print_table
-from robench.errors import UserError
+from robench.errors import StorageError, UnknownName, UserError
 from robench.store import Store, publish
 from robench.workspace import Workspace
 
@@ -83,9 +83,7 @@ def check(
     from robench.gate import rendering
     from robench.gate.verdicts import Rules
 
-    _refuse(
-        engine=engine, new_answers=measure or candidate is not None, fast=fast, examples=examples, tolerance=tolerance
-    )
+    _refuse(engine=engine, measure=measure, candidate=candidate, fast=fast, examples=examples, tolerance=tolerance)
     if format not in (formats := ("text", *rendering.FORMATS)):
         raise UserError(f"--format {format!r} is unknown; write {', '.join(formats)}")
     for target in write or ():
@@ -113,15 +111,28 @@ def check(
     else:
         print(rendering.FORMATS[format](found), end="")
     for target in write or ():
-        publish(target.absolute(), _rendered(found, target, place).encode())
+        _publish(target, _rendered(found, target, place), option="--write")
     return 0 if found.passes else FAILED
 
 
-def _refuse(*, engine: bool, new_answers: bool, fast: bool, examples: int | None, tolerance: float | None) -> None:
-    """Raise UserError for options that exclude each other."""
-    if engine and not (new_answers or fast):
+def _refuse(
+    *, engine: bool, measure: bool, candidate: Path | None, fast: bool, examples: int | None, tolerance: float | None
+) -> None:
+    """Raise UserError for options that exclude each other, and for new answers that are nowhere."""
+    if measure and fast:
+        raise UserError(
+            "--measure asks all of the baseline's questions, --fast only until it is clear; give one of them"
+        )
+    if engine and not (measure or fast or candidate):
         raise UserError(
             "--engine compares new answers of frozen models; add --measure, or --candidate with their folder"
+        )
+    if candidate and candidate.exists() and not candidate.is_dir():
+        raise UserError(f"--candidate {candidate} is a file; give the reports folder of the new answers")
+    if candidate and not (candidate.exists() or measure or fast):
+        raise UserError(
+            f"--candidate {candidate}: there is no such folder; give the reports folder of the new answers, "
+            "or add --measure to make them there"
         )
     if examples and not fast:
         raise UserError(f"--examples {examples} is the budget of --fast; add it, or leave out --examples")
@@ -176,6 +187,15 @@ def _raced(asked: Asked, budget: int | None) -> Check:
     return race(known, asked.path, names, asked.rules, measuring=measuring, budget=budget)
 
 
+def _publish(path: Path, text: str, *, option: str) -> None:
+    """Write a file that an option names; where it cannot be written that option helps, not --workspace."""
+    try:
+        publish(path.absolute(), text.encode())
+    except StorageError as error:
+        elsewhere = str(error).replace("choose another folder with --workspace", "name a file in another folder")
+        raise StorageError(f"{option} {path}: {elsewhere}") from error
+
+
 def _baseline_path(given: Path | None, place: Workspace) -> Path:
     return given or place.reports / "baseline.toml"
 
@@ -228,37 +248,53 @@ def set_baseline(
 ) -> None:
     """Make the answers that are on record for the models' current weights the baseline.
 
+    A reports folder's own baseline, beside its records/, is made of them; one that stands elsewhere is made of the
+    workspace's reports/.
+
     Example: robench baseline set --model mnist-pgd
     """
     place = Workspace.locate(workspace)
     path = _baseline_path(baseline, place)
     made = _current(model, record, path, place)
-    publish(path.absolute(), made.to_toml().encode())
+    if baseline:
+        _publish(path, made.to_toml(), option="--baseline")
+    else:
+        publish(path.absolute(), made.to_toml().encode())
     models = dict.fromkeys(entry.model for entry in made.entries)
-    print(f"{path}: {len(made.entries)} answers of {', '.join(models)}")
+    print(f"{path}: {len(made.entries)} answers of {', '.join(models)}, from {_reports_of(path, place)}")
+
+
+def _reports_of(path: Path, place: Workspace) -> Path:
+    """Return the reports folder whose answers make a baseline: the one it stands in, else the workspace's."""
+    has_answers = any((path.parent / kind).is_dir() for kind in ("records", "certificates"))
+    return path.parent if has_answers else place.reports
 
 
 def _current(models: Sequence[str] | None, identities: Sequence[str] | None, path: Path, place: Workspace) -> Baseline:
-    """Return the baseline that the records beside `path` make now."""
+    """Return the baseline at `path` that the records on hand make now."""
     from robench.gate import baseline as baselines
-    from robench.registry import cards
+    from robench.registry import cards, is_reference
 
-    store = Store(path.parent)
+    store = Store(_reports_of(path, place))
     weights = {name: stored.card.weights.sha256 for name, stored in cards(place).items()}
     found: list[Answer] = [s.record for s in store.records()]
     found += [s.record for s in store.certificates()]
     usable = [r for r in found if r.status == "complete" and getattr(r.spec, "until", None) is None]
     if not usable:
         raise UserError(f"there are no complete records in {store.root}; robench eval makes them")
-    wanted = dict.fromkeys(models or (r.spec.model.id for r in usable))
+    answered = dict.fromkeys(r.spec.model.id for r in usable)
+    wanted = dict.fromkeys(models or answered)
     chosen = []
     for name in wanted:
+        if not (name in answered or name in weights or is_reference(name)):
+            raise UnknownName("model", name, {*answered, *weights})
         own = [r for r in usable if r.spec.model.id == name]
         newest = max(own, key=lambda r: r.provenance.finished).spec.model.weights_sha256 if own else ""
         own = [r for r in own if r.spec.model.weights_sha256 == weights.get(name, newest)]
         if not own:
             raise UserError(
-                f"{name} has no complete answer of its current weights in {store.root}; run robench eval first"
+                f"{name} has no complete answer of its current weights in {store.root}; "
+                f"run robench eval --model {name} first"
             )
         chosen += own
     if identities:
@@ -266,7 +302,7 @@ def _current(models: Sequence[str] | None, identities: Sequence[str] | None, pat
         if unknown := [i for i in identities if i not in known]:
             raise UserError(f"--record {unknown[0]} is no complete answer of {', '.join(wanted)} in {store.root}")
         chosen = [r for r in chosen if r.spec.identity in set(identities)]
-    return baselines.made_of(chosen, store)
+    return baselines.made_of(chosen, store, path.parent)
 
 
 @baseline_app.command("show")

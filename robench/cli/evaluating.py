@@ -155,6 +155,7 @@ def evaluate(
     certificates = [*(chosen.certificates if chosen else ()), *(certificate or ())]
     only = not attacks and not (chosen and chosen.has_attacks)
     idle = {
+        "--threat": bool(threats),
         "--compile": compile_search and not any(map(certifying.takes_noise, certificates)),
         "--until": until is not None,
         "--max-seconds": max_seconds is not None,

@@ -19,7 +19,7 @@ from robench.cli import answering
 from robench.cli.measuring import Measuring, current
 from robench.cli.options import resolve_device
 from robench.errors import EvaluationFailed, RobenchError, UserError
-from robench.gate.baseline import Answered, Baseline, examples_text, load
+from robench.gate.baseline import Answered, Baseline, conditions_text, load, question_text
 from robench.gate.metrics import Metric, worst_case
 from robench.gate.paired_tests import Race
 from robench.gate.verdicts import Check, Kind, Rules, Verdict
@@ -100,10 +100,10 @@ def _of_model(name: str, questions: Sequence[Question], measuring: Measuring, bu
     groups: dict[Examples, list[Question]] = defaultdict(list)
     for question in questions:
         groups[question.specs[0].examples].append(question)
-    for examples, own in groups.items():
+    for own in groups.values():
         of = _run(name, own, measuring, budget)
         for question in own:
-            yield _verdict(name, question, examples, of)
+            yield _verdict(name, question, of)
 
 
 def _run(name: str, questions: Sequence[Question], measuring: Measuring, budget: int | None) -> int:
@@ -201,7 +201,13 @@ class Asking:
         return self._workers[spec.precision]
 
 
-def _verdict(model: str, question: Question, examples: Examples, of: int) -> Verdict:
+def _asked(question: Question) -> str:
+    """Return what a number is of; that of a single attack is told from others by all of its question."""
+    alone = question.metric.subject == "attack" and len(question.specs) == 1
+    return question_text(question.specs[0]) if alone else conditions_text(question.specs[0])
+
+
+def _verdict(model: str, question: Question, of: int) -> Verdict:
     race, decision = question.race, question.race.decision
     drawn = max(1, race.drawn)
     kind: Kind = "worse" if decision == "worse" else "same"
@@ -212,7 +218,7 @@ def _verdict(model: str, question: Question, examples: Examples, of: int) -> Ver
     }
     return Verdict(
         model=model,
-        question=examples_text(examples),
+        question=_asked(question),
         metric=question.metric.name,
         kind=kind,
         before=question.before / drawn,

@@ -1,13 +1,15 @@
-"""The baseline: a TOML file in the reports folder that says which answers new ones are held against.
+"""The baseline: a TOML file that says which answers new ones are held against.
 
-It names every record by the hashes of its file and of its rows, and repeats the numbers, so that a pull request that
-moves the baseline shows by how much. What it says is checked against the records whenever it is read.
+It stands in the reports folder that has the answers, or anywhere else, and names every record by its path from there
+and by the hashes of its file and of its rows. It repeats the numbers, so that a pull request that moves the baseline
+shows by how much. What it says is checked against the records whenever it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 from robench.errors import UnsafeFile, UserError
 from robench.gate.metrics import Metric, metrics_of
-from robench.records import CertificateRecord, CertificateSpec, EvalRecord, EvalSpec, Examples, Value
+from robench.records import PLAIN, CertificateRecord, CertificateSpec, EvalRecord, EvalSpec, Examples, Value
 from robench.store import Store
 
 DEFAULT = Path("reports") / "baseline.toml"
@@ -78,13 +80,17 @@ class Answered:
 
 def read(path: Path) -> Baseline:
     """Return the baseline in a file; raise UserError, one line that says what is wrong with it."""
+    remedy = "restore it, or run robench baseline set again"
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no baseline {path}; make one: robench baseline set --baseline {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no TOML: {error}; restore it, or run robench baseline set again") from None
-    baseline = Baseline.from_json(json.dumps(content), origin=str(path))
+        raise UserError(f"{path} is no TOML: {error}; {remedy}") from None
+    if not isinstance(version := content.get("schema_version", 1), int):
+        raise UserError(f"{path}: schema_version = {version} is no whole number; {remedy}")
+    # JSON has no dates; as texts they are refused where they stand.
+    baseline = Baseline.from_json(json.dumps(content, default=str), origin=str(path), remedy=remedy)
     if not baseline.entries:
         raise UserError(f"{path} names no answers, so nothing would be checked; run robench baseline set")
     return baseline
@@ -100,9 +106,10 @@ def load(entry: Entry, folder: Path) -> Answered:
         raise UnsafeFile(f"the baseline's record {path} is missing; {remedy}") from None
     if hashlib.sha256(text).hexdigest() != entry.record_sha256:
         raise UnsafeFile(f"the baseline's record {path} was changed since the baseline was set; {remedy}")
-    kind = CertificateRecord if Path(entry.record).parts[0] == "certificates" else EvalRecord
-    record = kind.from_json(text.decode("utf-8", "replace"), origin=str(path))
-    answered = answered_by(record, Store(folder))
+    kind_folder = path.parent.parent  # reports/records/MODEL/IDENTITY.json
+    of = CertificateRecord if kind_folder.name == "certificates" else EvalRecord
+    record = of.from_json(text.decode("utf-8", "replace"), origin=str(path))
+    answered = answered_by(record, Store(kind_folder.parent))
     if problem := _contradiction(entry, answered):
         raise UnsafeFile(f"the baseline says of {entry.model}, {entry.question}: {problem}; {remedy}")
     return answered
@@ -152,13 +159,14 @@ def path_of(record: Answer, store: Store) -> Path:
     return store.record_path(record.spec) if isinstance(record, EvalRecord) else store.certificate_path(record.spec)
 
 
-def entry_of(answered: Answered, store: Store) -> Entry:
-    """Return how a baseline in the store's folder names an answer."""
+def entry_of(answered: Answered, store: Store, folder: Path) -> Entry:
+    """Return how a baseline in `folder` names an answer that is in the store."""
     record, path = answered.record, path_of(answered.record, store)
+    reports = Path(os.path.relpath(store.root.resolve(), folder.resolve()))
     return Entry(
         model=record.spec.model.id,
         question=question_text(record.spec),
-        record=path.relative_to(store.root).as_posix(),
+        record=(reports / path.relative_to(store.root)).as_posix(),
         record_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         outcomes_sha256=record.outcomes_sha256,
         weights_sha256=record.spec.model.weights_sha256,
@@ -167,24 +175,32 @@ def entry_of(answered: Answered, store: Store) -> Entry:
     )
 
 
-def made_of(records: Sequence[Answer], store: Store) -> Baseline:
-    """Return the baseline of complete answers, in the order of model and question."""
-    entries = [entry_of(answered_by(record, store), store) for record in records]
+def made_of(records: Sequence[Answer], store: Store, folder: Path) -> Baseline:
+    """Return the baseline of complete answers that stands in `folder`, in the order of model and question."""
+    entries = [entry_of(answered_by(record, store), store, folder) for record in records]
     return Baseline(entries=tuple(sorted(entries, key=lambda e: (e.model, e.question, e.record))))
 
 
 def question_text(spec: Question) -> str:
     """Return what was asked, short enough for a line: what is usual is left out."""
-    parts = [f"{spec.attack.title} under {spec.threat}" if isinstance(spec, EvalSpec) else spec.certificate.name]
-    parts.append(examples_text(spec.examples))
-    parts += [f"seed {spec.seed}"] if spec.seed else []
-    parts += [spec.precision] if spec.precision != "fp32" else []
-    if isinstance(spec, EvalSpec) and not (spec.decision.plain and spec.decision.top_k == 1):
-        usual = type(spec.decision)()
-        parts += [f"{k} {v:g}" for k, v in spec.decision.model_dump().items() if v != getattr(usual, k)]
-    elif isinstance(spec, CertificateSpec) and (sigma := spec.certificate.parameters.get("sigma")):
-        parts.append(f"sigma {sigma:g}")
-    return ", ".join(parts)
+    asked = f"{spec.attack.title} under {spec.threat}" if isinstance(spec, EvalSpec) else spec.certificate.name
+    return ", ".join(
+        [asked, examples_text(spec.examples), *([f"seed {spec.seed}"] if spec.seed else []), *_manner(spec)]
+    )
+
+
+def conditions_text(spec: Question) -> str:
+    """Return what clean accuracy, and the worst case of several attacks, are of: a question without its attack."""
+    return ", ".join([examples_text(spec.examples), *_manner(spec)])
+
+
+def _manner(spec: Question) -> list[str]:
+    """Return what is unusual about how predictions are made."""
+    parts = [spec.precision] if spec.precision != "fp32" else []
+    if isinstance(spec, EvalSpec):
+        return parts + [f"{k} {v:g}" for k, v in spec.decision.model_dump().items() if v != getattr(PLAIN, k)]
+    sigma = spec.certificate.parameters.get("sigma")
+    return parts + ([f"sigma {sigma:g}"] if sigma else [])
 
 
 def examples_text(examples: Examples) -> str:

@@ -28,7 +28,7 @@ from robench.gate.baseline import (
     Entry,
     Question,
     answered_by,
-    examples_text,
+    conditions_text,
     load,
     question_text,
 )
@@ -276,9 +276,9 @@ def _compared(
 ) -> Iterator[Verdict]:
     """Yield the numbers side by side: clean accuracy once, each attack, the worst case, each certificate."""
     seen: set[tuple[Any, ...]] = set()
-    groups: dict[tuple[Any, ...], list[tuple[Metric, Metric]]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[tuple[Metric, Metric, EvalSpec]]] = defaultdict(list)
     for before, now in pairs:
-        spec = before.record.spec
+        spec, answered = before.record.spec, now.record.spec
         for old, new in zip(before.metrics, now.metrics, strict=True):
             key: tuple[Any, ...] = (spec.examples, spec.precision, getattr(spec, "decision", None))
             if old.subject == "clean":
@@ -287,15 +287,15 @@ def _compared(
                 seen.add(key)
             if old.subject == "certificate" and not old.values.any() and not new.values.any():
                 continue
-            if old.subject == "attack" and old.summary == "share" and isinstance(spec, EvalSpec):
-                groups[(*key, spec.threat)].append((old, new))
-            asked = examples_text(spec.examples) if old.subject == "clean" else question_text(spec)
-            yield paired(old, new, candidate, now.record.spec, asked=asked, rules=rules)
-    for (examples, *_, threat), answers in groups.items():
+            if old.subject == "attack" and old.summary == "share" and isinstance(answered, EvalSpec):
+                groups[(*key, answered.threat)].append((old, new, answered))
+            asked = conditions_text(spec) if old.subject == "clean" else question_text(spec)
+            yield paired(old, new, candidate, answered, asked=asked, rules=rules)
+    for (*_, threat), answers in groups.items():
         if len(answers) > 1 and complete:
-            old, new = (worst_case(threat, [pair[side] for pair in answers]) for side in (0, 1))
-            like = next(now.record.spec for _, now in pairs if now.record.spec.examples == examples)
-            yield paired(old, new, candidate, like, asked=examples_text(examples), rules=rules)
+            olds, news, specs = zip(*answers, strict=True)
+            old, new = worst_case(threat, [*olds]), worst_case(threat, [*news])
+            yield paired(old, new, candidate, specs[0], asked=conditions_text(specs[0]), rules=rules)
 
 
 def paired(old: Metric, new: Metric, model: str, spec: Question, *, asked: str, rules: Rules) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from torch import nn
 
 from robench.evaluation import certifying
@@ -118,3 +119,57 @@ def test_another_seed_draws_other_noise(workspace, robench):
     store = Store(workspace / "reports")
     first, second = (store.outcomes(record)["hits"] for record in certificates_of(workspace))
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--certificate", "cohen:n=200,sigma=0.5", "--sigma", "0.25"],
+            "certificate cohen:n=200,sigma=0.5 has the noise sigma 0.5, but --sigma is 0.25; leave one of the two out",
+        ),
+        (
+            ["--certificate", "anytime", "--certificate", "cohen:sigma=0.5", "--attack", "fgsm", "--sigma", "0.25"],
+            "certificate cohen:sigma=0.5 has the noise sigma 0.5, but --sigma is 0.25",
+        ),
+        (
+            ["--certificate", "cohen:n=200", "--sigma", "0.25", "--threat", "Linf@0.3"],
+            "--threat changes nothing about cohen:n=200; leave it out, or add --attack NAME",
+        ),
+        (["--suite", "margins", "--threat", "L2@1"], "--threat changes nothing about effective-margin"),
+        (
+            ["--certificate", "effective-margin", "--sigma", "0.25"],
+            "--sigma changes nothing about effective-margin; leave it out, or add --attack NAME",
+        ),
+        (["--certificate", "anytime:goal=decision", "--sigma", "0.25"], "certificate anytime: goal=decision needs at="),
+    ],
+)
+def test_options_that_contradict_or_change_nothing_are_refused(workspace, robench, options, said):
+    status, out, err = robench("eval", "--model", "tiny", "--device", "cpu", "--examples", "12", *options)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert certificates_of(workspace) == []
+
+
+def test_the_noise_is_said_wherever_it_was_typed(workspace, robench):
+    question = (
+        "eval",
+        "--model",
+        "tiny",
+        "--device",
+        "cpu",
+        "--examples",
+        "12",
+        "--certificate",
+        "cohen:n=200,sigma=0.5",
+    )
+    for options in ([], ["--sigma", "0.5"], ["--dry-run"]):
+        status, out, _ = robench(*question, *options)
+        assert status == 0
+        assert "cohen:n=200, sigma 0.5" in out
+    (row,) = json.loads(robench(*question, "--dry-run", "--json")[1])
+    assert row["parameters"]["sigma"] == 0.5
+    asked = ("--certificate", "effective-margin", "--attack", "fgsm", "--threat", "Linf@0.1", "--sigma", "0.1")
+    status, _, err = robench(*question[:-2], *asked, "--dry-run")
+    assert status == 0, err

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +192,15 @@ def test_the_baseline_is_shown_and_compared(measured, robench):
         (["--engine"], "--engine compares new answers of frozen models; add --measure"),
         (["--examples", "5"], "--examples 5 is the budget of --fast"),
         (["--fast", "--tolerance", "0"], "--fast cannot decide --tolerance 0"),
+        (
+            ["--measure", "--fast"],
+            "--measure asks all of the baseline's questions, --fast only until it is clear; give",
+        ),
+        (
+            ["--candidate", "nowhere"],
+            "--candidate nowhere: there is no such folder; give the reports folder of the new",
+        ),
+        (["--candidate", __file__], "test_check.py is a file; give the reports folder of the new answers"),
     ],
 )
 def test_bad_input_is_one_line(measured, robench, options, said):
@@ -198,6 +209,72 @@ def test_bad_input_is_one_line(measured, robench, options, said):
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_baseline_may_stand_anywhere(measured, robench):
+    """Beside a reports folder's answers it is made of them, elsewhere of the workspace's; both lead back to them."""
+    status, _, err = robench("check", "--baseline", "own/b2.toml")
+    assert (status, "make one: robench baseline set --baseline own/b2.toml" in err) == (2, True)
+    status, out, _ = robench("baseline", "set", "--baseline", "own/b2.toml")
+    assert status == 0
+    assert out == f"own/b2.toml: 2 answers of tiny, from {measured / 'reports'}\n"
+    assert 'record = "../../workspace/reports/records/tiny/' in Path("own/b2.toml").read_text()
+    status, out, _ = robench("check", "--baseline", "own/b2.toml")
+    assert status == 0, out
+    assert "(4 same, 0 better)" in out
+    assert robench("baseline", "diff", "--baseline", "own/b2.toml")[1] == "no difference\n"
+    assert robench("check", "--engine", "--measure", "--device", "cpu", "--baseline", "own/b2.toml")[0] == 0
+
+    frozen = measured / "reports" / "engine"
+    for kind in ("records", "outcomes"):
+        shutil.copytree(measured / "reports" / kind, frozen / kind)
+    next((frozen / "records" / "tiny").glob("*.json")).unlink()
+    path = frozen / "baseline.toml"
+    assert robench("baseline", "set", "--baseline", path)[1] == f"{path}: 1 answers of tiny, from {frozen}\n"
+    assert 'record = "records/tiny/' in path.read_text()
+
+
+def test_a_misspelt_model_is_unknown(measured, robench):
+    status, out, err = robench("baseline", "set", "--model", "tinny")
+    assert (status, out) == (2, "")
+    assert err == "robench: unknown model 'tinny'; did you mean 'tiny'?\n"
+    status, _, err = robench("baseline", "set", "--model", "elsewhere:factory")
+    assert (status, "elsewhere:factory has no complete answer of its current weights" in err) == (2, True)
+    assert "run robench eval --model elsewhere:factory first" in err
+
+
+def test_a_file_that_cannot_be_written_is_named_elsewhere(measured, robench, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for command, option in ((["check"], "--write"), (["baseline", "set"], "--baseline")):
+        target = tmp_path / "file" / "q.md"
+        status, _, err = robench(*command, option, target)
+        assert status == 2
+        assert (
+            f"{option} {target}: cannot write to {target.parent}: a file is in the way; name a file in another" in err
+        )
+        assert "--workspace" not in err
+
+
+def test_questions_that_differ_in_one_thing_have_rows_that_do(workspace, robench):
+    """Each number of a check can be told from the others by the model, the question and the metric that are printed."""
+    for options in (["--threat", "Linf@0.1"], ["--threat", "L2@1"], ["--top-k", 2], ["--votes", 2, "--sigma", 0.1]):
+        threat = [] if "--threat" in options else ["--threat", "Linf@0.1"]
+        question = ("eval", "--model", "tiny", "--examples", 40, "--attack", "fgsm", "--device", "cpu")
+        assert robench(*question, *options, *threat)[0] == 0
+    assert robench("baseline", "set")[0] == 0
+    for options in ([], ["--fast", "--device", "cpu"]):
+        status, out, _ = robench("check", *options, "--format", "json")
+        assert status == 0, out
+        rows = [(v["question"], v["metric"]) for v in json.loads(out)["verdicts"]]
+        of = "40 of 449 test images of digits"
+        assert {row for row in rows if row[1] == "clean"} == {
+            (of, "clean"),
+            (f"{of}, top_k 2", "clean"),
+            (f"{of}, votes 2, sigma 0.1", "clean"),
+        }
+        assert len(rows) == len(set(rows)) == 7, rows
+        assert (f"fgsm under L2@1, {of}", "fgsm") in rows
+        assert (f"fgsm under Linf@0.1, {of}, top_k 2", "fgsm") in rows
 
 
 def test_a_hundred_models_take_two_seconds_and_no_torch(tmp_path):

@@ -276,14 +276,26 @@ def test_effective_margin_of_a_relu_net_agrees_with_finite_differences():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m, x, y: certify(m, x, y, sigma=SIGMA, n=9), "smallest that can is 10"),
+        (lambda m, x, y: certify(m, x, y, sigma=SIGMA, n=9), "certificate cohen: .*smallest that can is 10"),
         (lambda m, x, y: certify(m, x, y, sigma=SIGMA, alpha=1.5), "alpha lies between 0 and 1"),
-        (lambda m, x, y: certify(m, x, y, sigma=SIGMA, top_k=2), "top_k = 2 of 2 classes"),
-        (lambda m, x, y: certify_anytime(m, x, y, sigma=SIGMA, goal="decision"), "needs at=RADIUS"),
-        (lambda m, x, y: certify_anytime(m, x, y, sigma=SIGMA, at=0.5), "goal=decision"),
-        (lambda m, x, y: certify_anytime(m, x, y, sigma=SIGMA, n=3), "n = 3 samples certify nothing"),
-        (lambda m, x, y: predict(m, x, y, sigma=SIGMA, n=2), "n = 2 samples can tell no class"),
-        (lambda m, x, y: l_bound(m, x, y, sigma=SIGMA, top_k=2), "top_k = 2 leaves no class of 2"),
+        (lambda m, x, y: certify(m, x, y, sigma=SIGMA, top_k=2), "certificate cohen: top_k = 2 of 2 classes"),
+        (
+            lambda m, x, y: certify_anytime(m, x, y, sigma=SIGMA, goal="decision"),
+            "certificate anytime: goal=decision needs at=RADIUS",
+        ),
+        (
+            lambda m, x, y: certify_anytime(m, x, y, sigma=SIGMA, at=0.5),
+            "certificate anytime: at=0.5 is of another goal; write anytime:goal=decision",
+        ),
+        (
+            lambda m, x, y: certify_anytime(m, x, y, sigma=SIGMA, n=3),
+            "certificate anytime: n = 3 samples certify nothing",
+        ),
+        (
+            lambda m, x, y: predict(m, x, y, sigma=SIGMA, n=2),
+            "certificate smoothed-prediction: n = 2 samples can tell no class",
+        ),
+        (lambda m, x, y: l_bound(m, x, y, sigma=SIGMA, top_k=2), "certificate l-bound: top_k = 2 leaves no class of 2"),
     ],
 )
 def test_questions_without_an_answer_are_refused(call, words):

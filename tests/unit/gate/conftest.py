@@ -54,7 +54,7 @@ class Bench:
         return made
 
     def set(self):
-        self.path.write_text(baselines.made_of(self.old, self.store).to_toml())
+        self.path.write_text(baselines.made_of(self.old, self.store, self.path.parent).to_toml())
         return baselines.read(self.path)
 
     def check(self, **rules):

@@ -12,6 +12,7 @@ from robench.gate import baseline as baselines
 from robench.gate import rendering
 from robench.gate.metrics import Metric
 from robench.gate.verdicts import Rules, Verdict, judged, paired
+from robench.records import Decision
 from tests import synthetic
 from tests.unit.gate.conftest import standing
 
@@ -98,6 +99,19 @@ def test_clean_accuracy_is_checked_once(bench):
     found = bench.check()
     assert [v.metric for v in found.verdicts].count("clean") == 1
     assert kinds(found)["clean"] == "worse"
+
+
+def test_the_worst_case_says_of_which_predictions_it_is(bench):
+    for attack in ("pgd-20", "fgsm"):
+        for top_k in (1, 2):
+            question = bench.spec(attack=attack, count=100).model_copy(update={"decision": Decision(top_k=top_k)})
+            synthetic.put(bench.store, question, standing(100, 80))
+    bench.old = [stored.record for stored in bench.store.records()]
+    bench.set()
+    rows = {(v.question, v.metric) for v in checked(bench, "old").verdicts}
+    worst = {asked for asked, metric in rows if metric == "worst case under Linf@0.3"}
+    assert worst == {asked for asked, metric in rows if metric == "clean"}
+    assert {asked.partition("mnist")[2] for asked in worst} == {"", ", top_k 2"}
 
 
 def test_distances_are_compared_by_ranks(bench):
@@ -259,6 +273,13 @@ def test_a_baseline_is_read_as_it_was_written(bench):
         ("schema_version = 1\nentries = []", "names no answers"),
         ("schema_version = 7\nentries = []", "has schema version 7"),
         ("schema_version = 1\nwhat = 1\nentries = []", "is no valid Baseline: what"),
+        (
+            "schema_version = 1",
+            "is no valid Baseline: entries: Field required; restore it, or run robench baseline set again",
+        ),
+        ("schema_version = 0\nentries = []", "reads 1; restore it, or run robench baseline set again"),
+        ("schema_version = 2026-01-01\nentries = []", "schema_version = 2026-01-01 is no whole number; restore it"),
+        ("schema_version = 1\nentries = 2026-01-01", "is no valid Baseline: entries: .*; restore it, or run robench"),
     ],
 )
 def test_a_baseline_that_is_none(bench, text, said):
