@@ -43,7 +43,7 @@ class Value(BaseModel):
         if version != current:
             raise UserError(
                 f"{origin} has schema version {version}, this robench reads {current}; "
-                f"{'upgrade robench' if version > current else remedy}"
+                f"{'upgrade robench' if isinstance(version, int) and version > current else remedy}"
             )
         try:
             return cls.model_validate_json(text)

@@ -303,6 +303,7 @@ def _print_plan(questions: Sequence[Planned], guarantees: Sequence[Mapping[str, 
             "until": q.spec.until,
             "threat": str(q.spec.threat),
             "attack": q.spec.attack.title,
+            "decision": q.spec.decision.model_dump(mode="json"),
             "backend": q.spec.attack.backend,
             "parameters": q.spec.attack.parameters,
             "seed": q.spec.seed,
@@ -325,8 +326,10 @@ def _print_plan(questions: Sequence[Planned], guarantees: Sequence[Mapping[str, 
     shown += ["gradient passes at most", *(["queries at most"] if any(row["queries at most"] for row in rows) else [])]
     shown.append("seconds at most")
     cells = [[_cell(row[c]) for c in shown] for row in rows]
-    for line, q in zip(cells, questions, strict=True) if "until" in shown else ():
-        line[shown.index("until")] = "-" if q.spec.until is None else f"{100 * q.spec.until:g} %"
+    for line, q in zip(cells, questions, strict=True):
+        line[shown.index("attack")] = _asked(q.spec)
+        if "until" in shown:
+            line[shown.index("until")] = "-" if q.spec.until is None else f"{100 * q.spec.until:g} %"
     print_table(shown, cells, title="Plan (nothing was computed)")
 
 
@@ -334,6 +337,13 @@ def _cell(value: Any) -> str:
     if value is None:
         return "unknown until measured"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _asked(spec: EvalSpec) -> str:
+    """Return the attack with the rule of deciding, where that is not one pass and the largest logit."""
+    from robench.leaderboards.robustness import rule
+
+    return ", ".join([spec.attack.title, *(part.replace("-", " ") for part in rule(spec.decision))])
 
 
 def _robust(record: EvalRecord) -> str:
@@ -360,7 +370,7 @@ def _print_records(records: Sequence[EvalRecord], certified: Sequence[Certificat
         if record.robust.n < spec.examples.count:
             of = f"{record.robust.n:,} {'drawn' if record.status == 'complete' else 'answered'} of {of}"
         shares = [percent(record.clean), _robust(record)]
-        rows.append([spec.model.id, str(spec.threat), spec.attack.title, of, *shares, spec.identity])
+        rows.append([spec.model.id, str(spec.threat), _asked(spec), of, *shares, spec.identity])
     if any(record.clean_top5 for record in records):
         columns.insert(5, "clean top-5")
         for row, record in zip(rows, records, strict=True):

@@ -91,6 +91,8 @@ def test_an_answer_whose_rows_are_gone_or_changed_is_not_known(workspace, robenc
 def test_a_plan_says_widths_and_missing_images(workspace, robench):
     _, out, _ = robench(*EVAL, "--examples", "50", "--until", "15%", "--dry-run")
     assert " 15 % " in out
+    _, out, _ = robench(*EVAL, "--examples", "50", "--top-k", "5", "--dry-run")
+    assert "pgd-10, top 5" in out
     asked = (*EVAL, "--examples", "50", "--save-adversarials")
     assert robench(*asked)[0] == 0
     assert json.loads(robench(*asked, "--dry-run", "--json")[1])[0]["status"] == "known"
