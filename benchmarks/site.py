@@ -31,11 +31,10 @@ from robench.records import (
     EvalSpec,
     Examples,
     ModelIdentity,
-    Proportion,
     Provenance,
     canonical_hash,
 )
-from robench.statistics import wilson
+from robench.statistics import proportion
 from robench.store import Store, outcome_sha256
 from robench.threat_model import ThreatModel
 
@@ -124,9 +123,9 @@ def write_records(root: Path, asked: argparse.Namespace) -> int:
                 record = EvalRecord(
                     spec=spec,
                     status="complete",
-                    clean=share(clean),
-                    robust=share(robust),
-                    median_distance=0.03,
+                    clean=proportion(int(clean.sum()), n),
+                    robust=proportion(int(robust.sum()), n),
+                    median_distance=0.03 if fell.any() else None,
                     cost=Cost(forward_passes=20 * n, backward_passes=10 * n, seconds=100.0),
                     provenance=Provenance(
                         robench="0",
@@ -143,14 +142,6 @@ def write_records(root: Path, asked: argparse.Namespace) -> int:
                 store.write(record, rows)
                 written += 1
     return written
-
-
-def share(hits: np.ndarray) -> Proportion:
-    """Return a share with an interval that stands for both kinds."""
-    interval = wilson(int(hits.sum()), len(hits))
-    return Proportion(
-        successes=int(hits.sum()), n=len(hits), value=float(hits.mean()), clopper_pearson=interval, wilson=interval
-    )
 
 
 def opened(pages: list[Path]) -> list[tuple[Path, float]]:
