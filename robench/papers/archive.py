@@ -37,6 +37,9 @@ from robench.statistics import mean_interval, median_ranks, wilson
 from robench.store import Results, Rows
 from robench.threat_model import ThreatModel
 
+#: The share of images with an infinite margin that a mean may leave out.
+_FEW = 0.01
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -54,6 +57,8 @@ class Answer:
     percent: bool
     flags: tuple[Diagnostic, ...] = ()
     """What the records' own diagnostics raise against them."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of how the number was taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,7 +378,15 @@ def _certificate_statistic(archive: Archive, facts: Facts, card: ModelCard, sour
     rows = archive.rows(stored)
     everything = np.ones(len(rows["radius"]), dtype=np.bool_)
     chosen = {"all": everything, "correct": rows["correct"], "positive": rows["radius"] > 0}[facts.over]
-    found = _statistic(stored, rows["radius"][chosen], facts.statistic)
+    values = rows["radius"][chosen]
+    finite = np.isfinite(values)
+    left_out = int((~finite).sum())
+    if left_out > _FEW * len(values):
+        raise Unanswered(f"infinite for {left_out:,} of {len(values):,} images, around which the network is constant")
+    found = _statistic(stored, values[finite], facts.statistic)
+    if left_out:
+        told = f"without {left_out:,} of {len(values):,} images, around which the network is constant: infinitely far"
+        found = replace(found, notes=(told,))
     # A margin is a linear extrapolation; that of a network which has all but collapsed to a constant leads nowhere.
     farthest = math.sqrt(math.prod(card.input_shape))
     if found.value > farthest:

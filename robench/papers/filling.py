@@ -218,6 +218,7 @@ class Filler:
         notes = [*self._differing(model, scale, asked)]
         if found.examples.count < min(asked.table.examples or math.inf, found.examples.split_size):
             notes.append(f"{found.examples.count:,} of {found.examples.split_size:,} images")
+        notes += found.notes
         if asked.facts.note:
             notes.append(asked.facts.note)
         shown = replace(

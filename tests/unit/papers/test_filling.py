@@ -406,3 +406,17 @@ def test_a_record_that_its_rows_contradict_stops_the_page(tmp_path: Path) -> Non
     with pytest.raises(UnsafeFile, match="robust 9999 of 10000, by the rows 9000 of 10000"):
         write_papers(["atent-2"], world.store, world.cards, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_infinite_margins_are_left_out_if_few_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    world.model("emr-mlp-st", "emr-mlp-st", table="emr-1")
+    put_certificate(
+        world.store, certificate_spec("emr-mlp-st", "effective-margin"), [*CERTIFIED_RADIUS[:-1], np.inf], [1] * 10
+    )
+    many = world.fill("emr-1").cell("st-0.001", "margin_test_mean")
+    assert many.missing == "infinite for 1 of 10 images, around which the network is constant"
+    monkeypatch.setattr("robench.papers.archive._FEW", 0.1)
+    few = world.fill("emr-1").cell("st-0.001", "margin_test_mean")
+    assert few.value == pytest.approx(np.mean(CERTIFIED_RADIUS[:-1]))
+    assert "without 1 of 10 images, around which the network is constant: infinitely far" in few.notes
