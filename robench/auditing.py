@@ -1,4 +1,8 @@
-"""Does a record say what its rows say? Pages print records; what counts is their rows, which anybody can count."""
+"""Does a record say what its rows say? Pages print records; what counts is their rows, which anybody can count.
+
+This counts them a second time, on purpose not by the functions that summed the record up (Wilson's formula excepted):
+an error there would pass its own audit.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +60,14 @@ def _attack(record: EvalRecord | TransferRecord, rows: Rows) -> Iterator[str]:
         return
     fallen = attacked & ~robust
     length = rows[spec.threat.norm.lower()]
-    if fallen.any():
+    if not fallen.any():
+        yield from _equal("median distance", record.median_distance, None)
+    else:
         impossible = fallen & ~(np.isfinite(length) & (length >= 0))
         if impossible.any():
             yield f"example {_first(rows, impossible)} fell at a distance of {length[impossible][0]}"
         outside = fallen & (length > spec.threat.reach)
-        if _is_bounded(spec.attack.entry) and outside.any():
+        if catalog.is_bounded(spec.attack.entry) and outside.any():
             yield f"example {_first(rows, outside)} fell at {length[outside][0]:.6g}, outside {spec.threat}"
         yield from _equal("median distance", record.median_distance, float(np.median(length[fallen])))
     if record.distances is not None:
@@ -164,8 +170,3 @@ def _equal(name: str, said: float | None, counted: float | None) -> Iterator[str
 
 def _first(rows: Rows, which: NDArray[np.bool_]) -> int:
     return int(rows["example_id"][which][0])
-
-
-def _is_bounded(entry: str) -> bool:
-    plugin = catalog.plugins("attacks").get(entry)
-    return plugin is None or plugin.facts.get("budget", "ball") == "ball"

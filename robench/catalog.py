@@ -403,6 +403,12 @@ def find(kind: str, name: str) -> Plugin:
     return known[name]
 
 
+def is_bounded(attack: str) -> bool:
+    """Tell whether epsilon bounds what counts for an attack's entry: false for noise that has it as its scale."""
+    plugin = plugins("attacks").get(attack)
+    return plugin is None or plugin.facts.get("budget", "ball") == "ball"
+
+
 def read_toml(kind: str, path: Path) -> Plugin:
     """Read a TOML plugin; its name is the file's."""
     try:

@@ -165,8 +165,7 @@ def is_minimum_norm(spec: EvalSpec) -> bool:
 
 def is_bounded(spec: EvalSpec) -> bool:
     """Tell whether epsilon bounds what counts: false for noise that has it as its scale."""
-    plugin = catalog.plugins("attacks").get(spec.attack.entry)
-    return plugin is None or plugin.facts.get("budget", "ball") == "ball"
+    return catalog.is_bounded(spec.attack.entry)
 
 
 @functools.cache

@@ -608,7 +608,7 @@ def _read(path: Path, kind: type[_Answer]) -> _Answer | None:
         text = path.read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    command = {EvalRecord: "eval", TransferRecord: "transfer", CertificateRecord: "certify", TimingRecord: "time"}[kind]
+    command = {EvalRecord: "eval", TransferRecord: "transfer", CertificateRecord: "eval", TimingRecord: "time"}[kind]
     remedy = f"restore it from version control, or delete it and run robench {command} again"
     record = kind.from_json(text, origin=str(path), remedy=remedy)
     if path.name not in {f"{record.spec.identity}{end}" for end in (".json", *_UNFINISHED)}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from synthetic import (
     put,
     put_certificate,
     put_minimum_norm,
+    put_timing,
     put_transfer,
     record,
     rows,
@@ -25,7 +27,7 @@ from synthetic import (
 
 from robench import cli
 from robench.auditing import contradiction
-from robench.errors import UnsafeFile
+from robench.errors import UnsafeFile, UserError
 from robench.records import EvalRecord
 from robench.statistics import wilson
 from robench.store import Store
@@ -135,6 +137,14 @@ def test_rows_that_cannot_be(spoil: Callable[[dict[str, np.ndarray]], None], tol
     assert told in (contradiction(record(spec("a"), answers), answers) or "")
 
 
+def test_a_distance_of_examples_that_all_stand() -> None:
+    answers = rows(first_of(50, 50))
+    answer = record(spec("a"), answers)
+    assert contradiction(answer, answers) is None
+    said = answer.model_copy(update={"median_distance": 0.1})
+    assert "median distance 0.1, by the rows None" in (contradiction(said, answers) or "")
+
+
 def test_noise_without_a_bound_may_lie_anywhere() -> None:
     answers = rows(first_of(50, 30))
     answers["linf"] = np.where(answers["robust"], 0.0, 2.0)
@@ -178,6 +188,26 @@ def test_certificates(store: Store) -> None:
     assert "example 9 has a radius of 0.96, which 100,100 samples at sigma 0.25 cannot show" in told
     negative = put_certificate(store, certificate_spec("c"), radius=[-0.1, *[0.1] * 9])
     assert "example 0 has a radius of -0.1" in (contradiction(negative, store.outcomes(negative)) or "")
+
+
+def test_the_remedy_for_a_damaged_record_is_a_command_that_there_is(store: Store) -> None:
+    commands = {command.name for command in cli.app.registered_commands}
+    put(store, spec("a"), first_of(50, 30))
+    put_transfer(store, spec("a"), spec("b").model, first_of(50, 20))
+    put_certificate(store, certificate_spec())
+    put_timing(store, "a")
+    for kind, read in (
+        ("records", store.records),
+        ("transfers", store.transfers),
+        ("certificates", store.certificates),
+        ("timings", store.timings),
+    ):
+        (path,) = (store.root / kind).rglob("*.json")
+        path.write_text("{}")
+        with pytest.raises(UserError) as told:
+            list(read())
+        (command,) = re.findall(r"run robench (\w+) again", str(told.value))
+        assert command in commands
 
 
 def test_labels_of_the_same_images_agree(store: Store) -> None:
