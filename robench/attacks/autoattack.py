@@ -106,7 +106,7 @@ ENTRY = AttackEntry(
     attack=autoattack,
     summary="APGD, targeted APGD, FAB and Square, each on what the others left standing",
     source="Croce and Hein, arXiv:2003.01690, section 6",
-    version=2,
+    version=3,
     passes='steps * (40 if version == "rand" else (20 if version == "plus" else 1) + 2 * min(9, classes - 1))',
     queries='0 if version == "rand" else queries',
     norms=("Linf", "L2"),

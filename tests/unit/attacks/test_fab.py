@@ -195,7 +195,7 @@ def test_restarts_begin_within_half_of_what_was_found(norm):
     model, images, labels = small_problem(20)
     asked = []
     model.register_forward_hook(lambda module, inputs, output: asked.append(inputs[0].detach().clone()))
-    settings = {"steps": 3, "targets": 1, "final_search": 0}
+    settings = {"steps": 3, "targets": 1, "final_search": 0, "linearize": "arrived"}
     once = distance(attacked(model, images, labels, norm, **settings) - images, norm)
     asked.clear()
     attacked(model, images, labels, norm, restarts=2, **settings)
@@ -221,7 +221,8 @@ def test_final_search_never_leads_farther_away(norm):
 
 def test_linearising_where_it_arrived_saves_a_forward_pass_a_step():
     model, images, labels = small_problem(10)
-    for linearize, forward in (("arrived", 1 + 7 + 1), ("departing", 1 + 2 * 7 + 1)):
+    passes = {"arrived": 7, "departing": 2 * 7, "departing-then-arrived": 2 * 4 + 3}
+    for linearize, forward in ((how, 1 + steps + 1) for how, steps in passes.items()):
         ledger = Ledger.of(10)
         attacked(Target(model, ledger), images, labels, "L2", steps=7, targets=1, linearize=linearize, final_search=0)
         assert (ledger.forward_passes == forward).all()
