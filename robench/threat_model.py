@@ -31,6 +31,12 @@ def fraction_text(value: Fraction) -> str:
     return decimal if Fraction(decimal) == value else f"{value.numerator}/{value.denominator}"
 
 
+def epsilon_text(value: Fraction) -> str:
+    """Write a radius for readers: as :func:`fraction_text`, but 24/255 and not 8/85."""
+    text, levels = fraction_text(value), 255 * value
+    return f"{levels.numerator}/255" if "/" in text and levels.denominator == 1 else text
+
+
 ExactFraction = Annotated[Fraction, PlainValidator(exact_fraction), PlainSerializer(fraction_text, return_type=str)]
 
 
@@ -72,4 +78,4 @@ class ThreatModel(BaseModel):
         return self.radius + BALL_TOLERANCE * max(1.0, self.radius)
 
     def __str__(self) -> str:
-        return f"{self.norm}@{fraction_text(self.epsilon)}"
+        return f"{self.norm}@{epsilon_text(self.epsilon)}"

@@ -54,9 +54,9 @@ def fab(
     towards the image.
 
     The paper linearises where the next step departs from, which costs a second forward pass after every step back.
-    Where the step before arrived is nearer to the boundary, so linearising there is cheaper, and closes in faster on the
-    boundary at hand, but leaves it less often for a nearer one. Hence the first half of the steps as in the paper, the
-    second half where they arrive.
+    Where the step before arrived is nearer to the boundary, so linearising there is cheaper, and closes in faster on
+    the boundary at hand, but leaves it less often for a nearer one. Hence the first half of the steps as in the paper,
+    the second half where they arrive.
 
     Args:
         model: images `(N, C, H, W)` in [0, 1] -> logits `(N, K)`.

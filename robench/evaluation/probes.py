@@ -33,7 +33,7 @@ from robench.random_streams import RandomStream
 from robench.records import EvalSpec, Value, canonical_hash
 from robench.statistics import exceeds
 from robench.target import Ledger, Target
-from robench.threat_model import ThreatModel
+from robench.threat_model import ThreatModel, fraction_text
 
 #: Shares of the sample up to which a sign is no sign: one in a hundred may have died in a ReLU or sit on a plateau.
 ZERO_GRADIENTS, UNBROKEN_IN_BOX = 0.01, 0.01
@@ -312,7 +312,7 @@ class _Bench:
         """Attack some rows through `model` (None: the search copy); return which fell for the judge, (n,) bool."""
         plugin, settings = attack_settings(text)
         threat = threat or self.spec.threat
-        random = self.random.at(text, str(threat))
+        random = self.random.at(text, f"{threat.norm}@{fraction_text(threat.epsilon)}")
         supplied = {"criterion": self.criterion} if "criterion" in plugin.supplied else {}
         ledger = Ledger.of(len(self.ids), self.images.device)
         broken = torch.zeros(len(self.ids), dtype=torch.bool, device=self.images.device)

@@ -25,7 +25,7 @@ from robench.records import EvalSpec, canonical_hash
 from robench.statistics import mean_interval
 from robench.store import Results, StoredCard, StoredRecord, file_name
 from robench.tables import Cell, Column, Curve, Curves, Table, competition_ranks, natural, proportion_cell
-from robench.threat_model import fraction_text
+from robench.threat_model import epsilon_text
 
 _READING = (
     "Average is the area under the curve of robust accuracy from epsilon 0, where it is the clean accuracy, to the "
@@ -90,7 +90,7 @@ def build_table(name: str, group: Sequence[StoredRecord], title: str, results: R
     return Table(
         name=name,
         title=f"{spec.examples.dataset} over epsilon, {what}, {title}",
-        caption=f"{shown}, {what} from 0 to {fraction_text(epsilons[-1])}",
+        caption=f"{shown}, {what} from 0 to {epsilon_text(epsilons[-1])}",
         columns=columns(epsilons, title),
         rows=(
             *(row(c, epsilons, rank=rank) for c, rank in zip(ranked, ranks, strict=True)),
@@ -140,10 +140,10 @@ def columns(epsilons: Sequence[Fraction], title: str) -> tuple[Column, ...]:
         Column(key="clean", title="Clean", role="accuracy", description="Images correct without an attack."),
         *(
             Column(
-                key=f"at {fraction_text(epsilon)}",
-                title=f"At {fraction_text(epsilon)}",
+                key=f"at {epsilon_text(epsilon)}",
+                title=f"At {epsilon_text(epsilon)}",
                 role="accuracy",
-                description=f"Images still correct after {title} at epsilon {fraction_text(epsilon)}.",
+                description=f"Images still correct after {title} at epsilon {epsilon_text(epsilon)}.",
             )
             for epsilon in epsilons
         ),
@@ -153,7 +153,7 @@ def columns(epsilons: Sequence[Fraction], title: str) -> tuple[Column, ...]:
 def row(contestant: Contestant, epsilons: Sequence[Fraction], *, rank: int | None) -> tuple[Cell, ...]:
     """Return a model's cells, in the order of :func:`columns`."""
     own = contestant.answers
-    missing = [fraction_text(epsilon) for epsilon in epsilons if epsilon not in own]
+    missing = [epsilon_text(epsilon) for epsilon in epsilons if epsilon not in own]
     first = next(iter(own.values()))
     average, low, high = mean_interval(contestant.average)
     return (

@@ -54,7 +54,7 @@ from robench.tables import (
     natural,
     proportion_cell,
 )
-from robench.threat_model import fraction_text
+from robench.threat_model import epsilon_text
 
 #: The diagnostics that follow from a record's rows; all others need a look at the model.
 FROM_ROWS = frozenset({"eight-bit"})
@@ -126,7 +126,7 @@ def robustness(results: Results) -> list[Table]:
 def table_name(spec: EvalSpec) -> str:
     """Return `robustness-mnist-linf-0.3` or `noise-mnist-0.3`; split and count follow where not all test images."""
     examples = spec.examples
-    radius = fraction_text(spec.threat.epsilon).replace("/", "-")
+    radius = epsilon_text(spec.threat.epsilon).replace("/", "-")
     dataset = file_name(examples.dataset)
     parts = ["robustness", dataset, spec.threat.norm.lower()] if is_bounded(spec) else ["noise", dataset]
     parts += [radius]
@@ -176,7 +176,7 @@ def build_table(name: str, group: list[StoredRecord], results: Results) -> Table
     )
     figures += over_decay_length(everybody, attacks)
     figures += [history(former, group)] if former else []
-    radius = fraction_text(spec.threat.epsilon)
+    radius = epsilon_text(spec.threat.epsilon)
     shown = f"{spec.examples.count:,} of the {spec.examples.split_size:,} {spec.examples.split} images"
     if spec.until is not None:
         shown = f"Drawn from {shown} until a 95 % interval is no wider than {100 * spec.until:g} %"

@@ -28,7 +28,7 @@ from robench.records import EvalSpec, ModelIdentity, canonical_hash
 from robench.statistics import mean_interval
 from robench.store import Results, StoredTransfer, file_name
 from robench.tables import Cell, Column, Grid, Table, competition_ranks, natural
-from robench.threat_model import fraction_text
+from robench.threat_model import epsilon_text
 
 _READING = (
     "Each row is a model that classifies, each column the model on which the images were made. Where both are the same "
@@ -212,15 +212,15 @@ def _described_threat(matrix: Matrix) -> tuple[str, str]:
     """Return the threat model for the title, and what the caption adds."""
     if len(matrix.epsilons) == 1:
         return str(matrix.source.threat), ""
-    shown = ", ".join(fraction_text(epsilon) for epsilon in matrix.epsilons)
-    norm, last = matrix.source.threat.norm, fraction_text(matrix.epsilons[-1])
+    shown = ", ".join(epsilon_text(epsilon) for epsilon in matrix.epsilons)
+    norm, last = matrix.source.threat.norm, epsilon_text(matrix.epsilons[-1])
     return f"{norm}, average up to {last}", f", averaged over epsilon from 0 to {last} (measured at {shown})"
 
 
 def _table_name(matrix: Matrix) -> str:
     """Return `transfer-mnist-linf-0.3-pgd`; the split and the count follow where not all test images."""
     spec = matrix.source
-    radius = fraction_text(matrix.epsilons[-1]).replace("/", "-")
+    radius = epsilon_text(matrix.epsilons[-1]).replace("/", "-")
     parts = ["transfer", file_name(spec.examples.dataset), spec.threat.norm.lower()]
     parts += [radius, spec.attack.entry] if len(matrix.epsilons) == 1 else ["average", radius, spec.attack.entry]
     parts += [spec.examples.split] if spec.examples.split != "test" else []

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from robench.errors import UserError
-from robench.threat_model import ThreatModel, fraction_text
+from robench.threat_model import ThreatModel, epsilon_text, fraction_text
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,12 @@ def test_wrong_ones_are_refused(text, problem):
 def test_fraction_text_is_exact():
     for value in (Fraction(8, 255), Fraction(1, 3), Fraction(3, 10), Fraction(31, 1000), Fraction(1)):
         assert Fraction(fraction_text(value)) == value
+
+
+@pytest.mark.parametrize("text", ["24/255", "8/255", "0.3", "0.2", "2", "1/7"])
+def test_readers_see_a_radius_as_it_is_written(text):
+    value = Fraction(text)
+    assert epsilon_text(value) == text
+    assert str(ThreatModel(norm="L2", epsilon=value)) == f"L2@{text}"
+    # What questions are hashed by stays as it was.
+    assert ThreatModel(norm="L2", epsilon=value).model_dump(mode="json")["epsilon"] == fraction_text(value)
