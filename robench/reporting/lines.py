@@ -1,15 +1,19 @@
-"""Softmax outputs along straight lines as a drawing that stands alone, and as CSV: what `robench lines` writes."""
+"""Softmax outputs along straight lines: as a drawing that stands alone and as CSV, which `robench lines` writes, and on
+the model's page.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 
-from robench.reporting.curves import HEIGHT, WIDTH
-from robench.reporting.figures import sketch
+from robench.reporting.curves import HEIGHT, WIDTH, Chart, Drawing, Line
+from robench.reporting.figures import figure_csv, sketch
 from robench.reporting.rendering import environment
 from robench.softmax_lines import Lines, plots
 
+#: Images on the page of a model.
+_ON_A_PAGE = 4
 #: Above the panels, between them, and of one line of a legend.
 _HEADING, _GAP, _ENTRY = 30.0, 26.0, 16.0
 
@@ -30,10 +34,41 @@ def lines_svg(found: Lines) -> str:
             width=WIDTH * min(2, len(panels)),
             height=_HEADING + height * -(-len(panels) // 2),
             title=f"{found.spec.model.id}, {found.spec.attack.title}, {found.spec.threat}",
-            counted=f"{found.fallen:,} of {found.attacked:,} images fell"
-            + (f", the first {len(found.lines)} are drawn" if len(found.lines) < found.fallen else ""),
+            counted=_counted(found, len(found.lines)),
         )
     )
+
+
+def lines_drawing(found: Lines) -> Drawing:
+    """Return the first lines as a figure of the model's page."""
+    shown = plots(found, shown=_ON_A_PAGE)
+    charts = []
+    for plot in shown:
+        drawn = sketch(plot)
+        ends = [f"{series.y[0]:.2f} to {series.y[-1]:.2f}" for series in plot.series]
+        charts.append(
+            Chart(
+                drawn.title,
+                tuple(Line(s.title, s.points, end) for s, end in zip(drawn.shapes, ends, strict=True)),
+                drawn.x_ticks,
+                drawn.y_ticks,
+                x_title=drawn.x_title,
+                y_title=drawn.y_title,
+            )
+        )
+    return Drawing(
+        name="lines",
+        title="Outputs on the way to adversarial images",
+        caption=f"{found.spec.attack.title}, {found.spec.threat}: {_counted(found, len(shown))}, each on the straight "
+        "line from the image to what it became",
+        charts=tuple(charts),
+        csv=figure_csv(shown),
+    )
+
+
+def _counted(found: Lines, shown: int) -> str:
+    counted = f"{found.fallen:,} of {found.attacked:,} images fell"
+    return counted + (f", the first {shown} are drawn" if shown < found.fallen else "")
 
 
 def lines_csv(found: Lines) -> str:

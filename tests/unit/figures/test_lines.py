@@ -18,7 +18,7 @@ from synthetic import PROVENANCE
 
 from robench.errors import UserError
 from robench.papers.archive import Archive
-from robench.reporting import write_papers
+from robench.reporting import write_leaderboards, write_papers
 from robench.reporting.figures import ShownFigure, show_figure
 from robench.reporting.lines import lines_csv, lines_svg
 from robench.reporting.pictures import Pictures
@@ -259,6 +259,26 @@ def test_the_page_draws_them_and_links_to_the_file(world: World, tmp_path: Path)
     (link,) = re.findall(r'href="([^"]*/lines/[^"]*)"', section[0])
     assert (out / link).resolve() == lines_path(world.store.root, "sgr-clean-cifar10-reduced").resolve()
     assert (out / "paper-figures" / "sgr-figure-6.csv").is_file()
+
+
+def test_the_page_of_the_model_draws_current_lines_only(world: World, tmp_path: Path) -> None:
+    out, name = tmp_path / "reports" / "leaderboards", "sgr-clean-cifar10-reduced"
+
+    def page() -> str:
+        write_leaderboards(["robustness"], world.store, world.cards, out)
+        return (out / "models" / f"{name}.html").read_text()
+
+    put_lines(world, kept(name, examples=(1, 2, 5, 6, 9)))
+    assert page().count("h (adversarial)") == 4
+    assert "6 of 80 images fell, the first 4 are drawn" in page()
+    assert "0.96 to 0.00" in page()
+    rows = list(csv.DictReader(io.StringIO((out / "models" / f"{name}-lines.csv").read_text())))
+    assert len(rows) == 4 * 3 * 5
+    path = put_lines(world, kept(name, weights="of another training"))
+    assert "(adversarial)" not in page()
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"cifar10-reduced\.json.*robench lines"):
+        page()
 
 
 def test_drawing_needs_no_torch() -> None:
