@@ -63,6 +63,7 @@ app.command("import")(importing.import_model)
 app.command("data")(browsing.data)
 app.command("covariance")(drawing.covariance)
 app.command("regions")(drawing.regions)
+app.command("lines")(drawing.lines)
 
 
 def main() -> None:

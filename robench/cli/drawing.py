@@ -1,4 +1,4 @@
-"""`robench covariance` and `robench regions`: what a training has made, as a drawing."""
+"""`robench covariance`, `robench regions` and `robench lines`: what a training has made, as a drawing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from robench.cli import answering
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
@@ -19,7 +20,15 @@ from robench.cli.options import (
     resolve_device,
 )
 from robench.errors import UserError
+from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
+
+#: Whose lines are drawn: enough to see what is usual.
+_MOST_LINES = 8
+#: Images that are attacked unless told otherwise.
+_FEW = 100
+#: It walks all steps: an image that only just fell shows half of the way.
+_TO_THE_END = "pgd-40:stop_when_broken=false"
 
 
 def covariance(
@@ -111,6 +120,100 @@ def regions(
     _write(
         {drawing: regions_svg(panels), drawing.with_suffix(".csv"): regions_csv(panels), kept: found.to_json()},
         json_output,
+    )
+
+
+def lines(
+    model: Annotated[str, typer.Argument(help="As --model of robench eval: a registered name, torchvision:NAME, ...")],
+    attack: Annotated[
+        str,
+        typer.Option(
+            help="As in robench eval. One that stops at the first wrong answer leads no further than the boundary."
+        ),
+    ] = _TO_THE_END,
+    threat: Annotated[
+        str | None, typer.Option(help="Linf@8/255, L2@0.5, ... Default: the model's, else the data set's.")
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--examples",
+            help="How many test examples are attacked (default 100): a prefix of a fixed shuffle, as in robench eval.",
+        ),
+    ] = None,
+    points: Annotated[
+        int, typer.Option(min=2, max=1001, help="On each line, its two images included, equally spaced.")
+    ] = 51,
+    seed: Annotated[int, typer.Option(help="Of the attack's random numbers.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The drawing, FILE.svg (default: reports/lines/MODEL.svg).")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Whose test images: a name, folder:PATH or npz:PATH (default: its own)."),
+    ] = None,
+    device: DeviceOption = "auto",
+    workspace: WorkspaceOption = None,
+    data_root: DataRootOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Draw the softmax outputs along the straight lines from test images to their adversarial images; and as CSV.
+
+    Of the first images that fell, as an evaluation counts it. The outputs are kept in reports/lines/MODEL.json, from
+    which a paper's page draws them.
+    Example: robench lines mnist-standard --threat Linf@0.1
+    """
+    from robench.softmax_lines import Lines, lines_path
+
+    if out is not None and out.suffix != ".svg":
+        raise UserError(f"--out {out}: the drawing is SVG; write {out.with_suffix('.svg')}")
+    options = answering.Options(
+        workspace=Workspace.locate(workspace, data_root),
+        dataset=dataset,
+        examples=_FEW if examples is None else examples,
+        examples_by_default=examples is None,
+        threats=[] if threat is None else [ThreatModel.parse(threat)],
+        attacks=[attack],
+        seed=seed,
+        precision="fp32",
+        device=device,
+    )
+    job = answering.prepare(model, options)
+    (spec,) = job.specs
+    from robench.datasets import open_split
+    from robench.evaluation.lines import lines_of
+    from robench.provenance import provenance
+    from robench.reporting.lines import lines_csv, lines_svg
+
+    where = resolve_device(device)
+    answer = lines_of(
+        answering.checked_model(job, options),
+        job.images,
+        job.ids,
+        spec,
+        device=where,
+        training=lambda: open_split(job.dataset, "train", options.workspace),
+        points=points,
+        most=_MOST_LINES,
+    )
+    if not answer.lines:
+        raise UserError(
+            f"{spec.attack.title} under {spec.threat} broke none of the {answer.attacked:,} images of "
+            f"{spec.examples.count:,} that {model} classifies correctly: there is no line to draw; write more "
+            "--examples, a larger --threat or another --attack"
+        )
+    found = Lines(
+        spec=spec,
+        attacked=answer.attacked,
+        fallen=answer.fallen,
+        classes=job.images.classes,
+        lines=answer.lines,
+        provenance=provenance(where, command_line()),
+    )
+    kept = lines_path(options.workspace.reports, model)
+    drawing = out or kept.with_suffix(".svg")
+    _write(
+        {drawing: lines_svg(found), drawing.with_suffix(".csv"): lines_csv(found), kept: found.to_json()}, json_output
     )
 
 

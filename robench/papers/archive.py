@@ -26,6 +26,7 @@ from robench.records import (
     Decision,
     Diagnostic,
     EvalRecord,
+    EvalSpec,
     Examples,
     ModelCard,
     ModelIdentity,
@@ -33,6 +34,7 @@ from robench.records import (
     Provenance,
     TransferRecord,
 )
+from robench.softmax_lines import Lines
 from robench.statistics import mean_interval, median_ranks, wilson
 from robench.store import Results, Rows
 from robench.threat_model import ThreatModel
@@ -124,17 +126,10 @@ class Archive:
 
     def attacked(self, facts: Facts, card: ModelCard, threat: ThreatModel) -> Stored:
         """Return the record of an attack, or raise what is wrong with those that there are."""
-        attack, decision = _attack(facts, threat), _decision(facts)
+        attack = _attack(facts, threat)
 
         def asks(record: Any) -> bool:
-            spec = record.spec
-            return (
-                isinstance(record, EvalRecord)
-                and spec.attack.entry == attack.entry
-                and spec.attack.backend == attack.backend
-                and _same(spec.attack.parameters, attack.parameters)
-                and (spec.threat, spec.decision, spec.until, spec.seed) == (threat, decision, None, 0)
-            )
+            return isinstance(record, EvalRecord) and _asks(record.spec, facts, threat)
 
         def is_current(record: Any) -> bool:
             return bool(record.spec.attack.version == attack.version)
@@ -218,6 +213,30 @@ class Archive:
 
 class Unanswered(Exception):
     """Its text says why."""
+
+
+def check_lines(found: Lines | None, facts: Facts, card: ModelCard, threat: ThreatModel) -> None:
+    """Raise Unanswered unless these are the straight lines that a figure asks for of a model."""
+    if found is None:
+        raise Unanswered("its outputs along lines are not kept")
+    spec = found.spec
+    if spec.model.weights_sha256 != card.weights.sha256:
+        raise Unanswered("stale: the lines are of other weights")
+    if (spec.examples.dataset, spec.examples.split) != (card.dataset, facts.split):
+        raise Unanswered(f"its lines are of {spec.examples.split} images of {spec.examples.dataset}")
+    if not _asks(spec, facts, threat):
+        seed = f", seed {spec.seed}" if spec.seed else ""
+        raise Unanswered(f"its lines are to the images of {spec.attack.title} under {spec.threat}{seed}")
+    if spec.attack.version != _attack(facts, threat).version:
+        raise Unanswered("stale: by an earlier version of the attack")
+
+
+def _asks(spec: EvalSpec, facts: Facts, threat: ThreatModel) -> bool:
+    """Tell whether this is the question, by whatever version of the attack."""
+    attack = _attack(facts, threat)
+    same_search = (spec.attack.entry, spec.attack.backend) == (attack.entry, attack.backend)
+    asked = (spec.threat, spec.decision, spec.until, spec.seed) == (threat, _decision(facts), None, 0)
+    return same_search and asked and _same(spec.attack.parameters, attack.parameters)
 
 
 def _why_not(candidates: Sequence[Stored], own: Sequence[Stored], current: Sequence[Stored]) -> str:

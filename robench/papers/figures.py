@@ -12,6 +12,7 @@ import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from robench import catalog
 from robench.errors import UserError
 from robench.panels import Origin
-from robench.papers.archive import Archive, Stored, Unanswered
+from robench.papers.archive import Archive, Stored, Unanswered, check_lines
 from robench.papers.definitions import (
     Facts,
     PaperTable,
@@ -36,10 +37,13 @@ from robench.papers.filling import in_words
 from robench.papers.work import cell_passes, command_for, training_passes
 from robench.recipe import apply_settings, load_recipe
 from robench.records import EvalRecord, Value
+from robench.softmax_lines import Lines, lines_path, read_lines
 from robench.store import Results, Rows, StoredCard
 
 #: At which scales a model is looked for, in this order.
 _SCALES: tuple[ScaleName, ...] = ("paper", "reduced")
+#: Images to attack for straight lines: of a robust model, too, a few of them fall.
+_FOR_LINES = 100
 
 
 class Line(Facts):
@@ -205,6 +209,8 @@ class Evidence:
     """Passes that the trainings of the models take that there are not, where that is known."""
     asking: dict[str, int] = field(default_factory=dict)
     """Passes that the questions take at most that have no answer, by the commands that ask them."""
+    reports: Path | None = None
+    """Where outputs along straight lines are kept; None: nowhere."""
 
     def lines(self) -> Iterator[tuple[PanelFacts, list[Line]]]:
         """Yield the figure's panels with their lines."""
@@ -245,6 +251,27 @@ class Evidence:
         """Return the certificate of a line."""
         return self._found(panel, line, lambda facts, card: self.archive.certified(facts, card.card))
 
+    def straight_lines(self, panel: PanelFacts, line: Line) -> tuple[Found, Lines, Origin] | None:
+        """Return the model of a line, its outputs along the straight lines that `robench lines` kept of the line's
+        attack, and where they are from; raise UserError for a damaged file.
+        """
+        model = model_of(self.figure.asked(panel, line)) or ""
+        paths = {
+            name: lines_path(self.reports, name)
+            for name in (scaled_name(model, scale) for scale in _SCALES)
+            if self.reports is not None
+        }
+        kept = {name: read_lines(path) for name, path in paths.items() if path.is_file()}
+
+        def look(facts: Facts, stored: StoredCard) -> None:
+            check_lines(kept.get(stored.card.id), facts, stored.card, threats_of(facts)[-1])
+
+        found = self._found(panel, line, look, command=lines_command, examples=_FOR_LINES)
+        if found is None:
+            return None
+        name = found.card.card.id
+        return found, kept[name], Origin(model=name, record=paths[name])
+
     def along(self, panel: PanelFacts, line: Line) -> list[tuple[float, Found]]:
         """Return the attacks of a line at the panel's places: all of one model on the same images, or none."""
         places = panel.places or self.figure.places
@@ -270,7 +297,7 @@ class Evidence:
             reason=reason,
             commands=commands,
             smaller=smaller,
-            model_only=any(command.startswith("robench eval") for command in commands),
+            model_only=any(command.startswith(("robench eval", "robench lines")) for command in commands),
         )
         if lacking not in self.missing:
             self.missing.append(lacking)
@@ -294,7 +321,12 @@ class Evidence:
         place: Place | None = None,
         together: tuple[Place, ...] = (),
         options: str = "",
+        command: Callable[..., str] | None = None,
+        examples: int | None = None,
     ) -> Found | None:
+        """Return what `look` finds, of the model's scales the first that has it; else keep what would make it: by
+        `command`, which is that of `robench eval` unless given, on so many `examples`, the table's unless given.
+        """
         facts = self.figure.asked(panel, line, place)
         if facts.needs:
             self.lacks(panel, line, f"needs {facts.needs}")
@@ -318,8 +350,9 @@ class Evidence:
             self.lacks(panel, line, reason or f"no recipe {facts.recipe}")
             return None
         questions = [self.figure.asked(panel, line, other) for other in together] or [facts]
-        commands = self._commands(questions, line, there)
-        self._count(questions, line, trained=there is not None)
+        command = command or evaluation_command
+        commands = self._commands(questions, line, there, command=command, examples=examples)
+        self._count(questions, line, command=command, examples=examples, trained=there is not None)
         name = line.table or self.figure.table
         smaller = f"robench reproduce {name} --scale reduced" if table and "reduced" in table.scales else None
         self.lacks(
@@ -331,7 +364,15 @@ class Evidence:
         )
         return None
 
-    def _commands(self, questions: list[Facts], line: Line, there: ScaleName | None) -> tuple[str, ...]:
+    def _commands(
+        self,
+        questions: list[Facts],
+        line: Line,
+        there: ScaleName | None,
+        *,
+        command: Callable[..., str],
+        examples: int | None,
+    ) -> tuple[str, ...]:
         """Return what makes a line, of the model at the scale that is there: the table's own command where the table
         asks the same.
         """
@@ -342,24 +383,32 @@ class Evidence:
         training = () if there else (command_for(model, facts.recipe or "", facts.changes),)
         if facts.attack is None and facts.certificate is None:
             return training
-        examples = table.examples if table else None
-        if table and there and there != "paper":
-            examples = table.scales[there].examples
-        return (*training, evaluation_command(scaled_name(model, there or "paper"), questions, examples=examples))
+        if examples is None and table:
+            examples = table.scales[there].examples if there and there != "paper" else table.examples
+        return (*training, command(scaled_name(model, there or "paper"), questions, examples=examples))
 
-    def _count(self, questions: list[Facts], line: Line, *, trained: bool) -> None:
+    def _count(
+        self,
+        questions: list[Facts],
+        line: Line,
+        *,
+        command: Callable[..., str],
+        examples: int | None,
+        trained: bool,
+    ) -> None:
         """Add what the training and the questions of a line take, where that is known."""
         facts, table = questions[0], self.figure.table_of(line)
         model, recipe = model_of(facts) or "", apply_settings(load_recipe(facts.recipe or ""), facts.changes)
         if not trained and (passes := training_passes(recipe)):
             self.training[model] = passes.gradient
-        examples = table.examples if table else None
+        if examples is None and table:
+            examples = table.examples
         for asked in questions:
             # A line that names no measure is asked for what its drawing looks at.
             measure = asked.measure or ("certificate" if asked.certificate else "robust")
             whole = asked.model_copy(update={"measure": measure})
             if (asked.certificate or asked.attack) and (passes := cell_passes(whole, recipe.dataset, examples)):
-                key = evaluation_command(model, [asked], examples=examples)
+                key = command(model, [asked], examples=examples)
                 self.asking[key] = passes.gradient + passes.forward
 
 
@@ -377,6 +426,13 @@ def evaluation_command(model: str, questions: list[Facts], *, examples: int | No
             words += [f"--{option}", f"{value:g}"] if value != usual else []
     words += ["--split", facts.split] if facts.split != "test" else []
     return shlex.join([*words, *(["--examples", str(examples)] if examples else ["--all"])])
+
+
+def lines_command(model: str, questions: list[Facts], *, examples: int) -> str:
+    """Return the command that keeps a model's outputs along straight lines."""
+    (asked,) = questions
+    words = ["robench", "lines", model, "--attack", str(asked.attack), "--threat", str(asked.threat)]
+    return shlex.join([*words, "--examples", str(examples)])
 
 
 def attack_record(found: Found) -> EvalRecord:

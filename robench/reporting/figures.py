@@ -160,7 +160,7 @@ def show_figure(name: str, results: Results, archive: Archive, pictures: Picture
     if figure.drawing is None:
         return ShownFigure(name=name, figure=figure, computed=False)
     plugin, parameters = drawing_settings(figure)
-    evidence = Evidence(figure, results, archive)
+    evidence = Evidence(figure, results, archive, reports=pictures.root)
     panels: list[Panel] = plugin.load().draw(evidence, **parameters)
     sketches, kept = [], []
     for panel in panels:

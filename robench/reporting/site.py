@@ -212,6 +212,8 @@ class Site:
             drawings.append(covariance)
         if card and (regions := _regions(card, self.pictures.root)):
             drawings.append(regions)
+        if card and (lines := _lines(card, self.pictures.root)):
+            drawings.append(lines)
         stems = {drawing.name: f"{file_name(model.name)}-{drawing.name}.csv" for drawing in drawings}
         text = self._render(
             "model.html",
@@ -324,6 +326,18 @@ def _regions(card: ModelCard, reports: Path) -> Drawing | None:
         svg=regions.regions_svg(panels),
         csv=regions.regions_csv(panels),
     )
+
+
+def _lines(card: ModelCard, reports: Path) -> Drawing | None:
+    """Return outputs along straight lines to adversarial images, if these weights were asked."""
+    from robench.reporting.lines import lines_drawing
+    from robench.softmax_lines import lines_path, read_lines
+
+    path = lines_path(reports, card.id)
+    if not path.is_file():
+        return None
+    found = read_lines(path)
+    return lines_drawing(found) if found.spec.model.weights_sha256 == card.weights.sha256 else None
 
 
 def _blocks(found: Covariance) -> str:

@@ -128,7 +128,7 @@ def test_three_lines_of_a_model_page_load_it():
 def test_leaderboards_come_out_byte_for_byte(tmp_path):
     names = list(catalog.plugins("leaderboards"))
     # The pages link to records and cards beside them, so they are written into a mirror of the checkout.
-    parts = ("records", "certificates", "transfers", "timings", "outcomes", "pictures", "regions")
+    parts = ("records", "certificates", "transfers", "timings", "outcomes", "pictures", "regions", "lines")
     for part in (*(f"reports/{part}" for part in parts), "model_zoo"):
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / part).symlink_to(ROOT / part)
