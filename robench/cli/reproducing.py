@@ -70,11 +70,12 @@ def reproduce(
     problems = train_table(table, asked, doing)
     problems += evaluate_table(table, found, asked, doing)
     written = ranking.write_all(place)
-    own = [path for path in written if path.name in {f"{table}.csv", f"paper-{found.paper}.html", "claims.html"}]
+    own = [path for path in written.files if path.name in {f"{table}.csv", f"paper-{found.paper}.html", "claims.html"}]
     if json_output:
         print_json([str(path) for path in own])
     for path in own:
         doing.say(str(path))
+    ranking.say_removed(written.removed)
     if problems:
         raise EvaluationFailed(
             f"{len(problems)} of the table's models and questions have no answer: {problems[0]}"
