@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robench.cli.options import DataRootOption, DeviceOption, WorkspaceOption, print_table
-from robench.errors import StorageError, UnknownName, UserError
+from robench.errors import StorageError, UnknownName, UserError, suggestion
 from robench.store import Store, publish
 from robench.workspace import Workspace
 
@@ -161,7 +161,7 @@ def _compared(asked: Asked, *, measure: bool, fresh: bool) -> Check:
     from robench.gate.verdicts import check as compare
 
     known = baselines.read(asked.path)
-    names = _names(asked.models, known, asked.path)
+    names = _names(asked, known)
     if not measure:
         return compare(known, asked.path, Candidates(asked.store, asked.place, names, {}, {}), asked.rules)
     from robench.cli.measuring import Measuring
@@ -182,7 +182,7 @@ def _raced(asked: Asked, budget: int | None) -> Check:
     from robench.gate import baseline as baselines
 
     known = baselines.read(asked.path)
-    names = _names(asked.models, known, asked.path)
+    names = _names(asked, known)
     measuring = Measuring(asked.place, asked.store, device=asked.device)
     return race(known, asked.path, names, asked.rules, measuring=measuring, budget=budget)
 
@@ -200,14 +200,18 @@ def _baseline_path(given: Path | None, place: Workspace) -> Path:
     return given or place.reports / "baseline.toml"
 
 
-def _names(given: Sequence[str] | None, known: Baseline, path: Path) -> dict[str, str]:
-    """Return which model stands for each of the baseline's that is checked."""
+def _names(asked: Asked, known: Baseline) -> dict[str, str]:
+    """Return which model stands for each of the baseline's that is checked; raise UserError for one that is unknown."""
+    from robench.registry import find_card, is_reference
+
     models = dict.fromkeys(entry.model for entry in known.entries)
     names = {}
-    for text in given or models:
-        new, _, old = text.rpartition("=") if given else ("", "", text)
+    for text in asked.models or models:
+        new, _, old = text.rpartition("=") if asked.models else ("", "", text)
         if old not in models:
-            raise UserError(f"--model {old!r} is not in {path}; it has {', '.join(models)}")
+            raise UserError(f"--model {old!r} is not in {asked.path}; {suggestion(old, models)}")
+        if new and not is_reference(new):
+            find_card(new, asked.place)
         names[old] = new or old
     return names
 

@@ -185,7 +185,11 @@ def test_the_baseline_is_shown_and_compared(measured, robench):
     ("options", "said"),
     [
         (["--baseline", "nowhere.toml"], "there is no baseline nowhere.toml; make one: robench baseline set"),
-        (["--model", "other"], "--model 'other' is not in"),
+        (["--model", "other"], "baseline.toml; known: tiny"),
+        (["--model", "tinny"], "baseline.toml; did you mean 'tiny'?"),
+        (["--model", "tinny=tiny"], "unknown model 'tinny'; did you mean 'tiny'?"),
+        (["--model", "digits-mart=tiny", "--fast"], "is not trained yet; run: robench train digits-mart"),
+        (["--model", "tinny=tiny", "--measure"], "unknown model 'tinny'; did you mean 'tiny'?"),
         (["--format", "pdf"], "--format 'pdf' is unknown; write text, markdown"),
         (["--write", "a.pdf"], "--write a.pdf: the ending says what is written"),
         (["--alpha", "1"], "--alpha 1 is no probability"),
