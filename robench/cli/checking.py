@@ -134,6 +134,10 @@ def _refuse(
             f"--candidate {candidate}: there is no such folder; give the reports folder of the new answers, "
             "or add --measure to make them there"
         )
+    if candidate and (candidate / "reports").is_dir() and not _has_answers(candidate):
+        raise UserError(
+            f"--candidate {candidate} is a workspace; give its reports folder: --candidate {candidate / 'reports'}"
+        )
     if examples and not fast:
         raise UserError(f"--examples {examples} is the budget of --fast; add it, or leave out --examples")
     if fast and (engine or tolerance == 0):
@@ -270,8 +274,12 @@ def set_baseline(
 
 def _reports_of(path: Path, place: Workspace) -> Path:
     """Return the reports folder whose answers make a baseline: the one it stands in, else the workspace's."""
-    has_answers = any((path.parent / kind).is_dir() for kind in ("records", "certificates"))
-    return path.parent if has_answers else place.reports
+    return path.parent if _has_answers(path.parent) else place.reports
+
+
+def _has_answers(folder: Path) -> bool:
+    """Tell whether a folder is a reports folder with answers."""
+    return any((folder / kind).is_dir() for kind in ("records", "certificates"))
 
 
 def _current(models: Sequence[str] | None, identities: Sequence[str] | None, path: Path, place: Workspace) -> Baseline:

@@ -204,6 +204,8 @@ def test_the_baseline_is_shown_and_compared(measured, robench):
             ["--candidate", "nowhere"],
             "--candidate nowhere: there is no such folder; give the reports folder of the new",
         ),
+        (["--candidate", "../workspace"], "is a workspace; give its reports folder: --candidate ../workspace/reports"),
+        (["--candidate", "../workspace", "--measure"], "is a workspace; give its reports folder"),
         (["--candidate", __file__], "test_check.py is a file; give the reports folder of the new answers"),
     ],
 )
