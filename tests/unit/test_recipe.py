@@ -150,7 +150,10 @@ def test_fewer_epochs_are_said_in_scale():
 
 def test_a_file_is_read_like_a_name(tmp_path):
     path = tmp_path / "mine.toml"
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read: No such file .* \(robench list recipes\)$"):
+        load_recipe(str(path))
+    (tmp_path / "min.toml").write_text("")
+    with pytest.raises(UserError, match=r"did you mean 'min\.toml'\? \(robench list recipes\)$"):
         load_recipe(str(path))
     path.write_text("epochs = ", encoding="utf-8")
     with pytest.raises(UserError, match="no valid TOML"):
