@@ -216,6 +216,8 @@ class Recipe(Value):
             raise ValueError("normalization belongs to architecture; leave both out, or neither")
         if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
             raise ValueError("normalization.mean and normalization.std differ in length")
+        if self.normalization and (problem := self.normalization.problem(channels=len(self.normalization.mean))):
+            raise ValueError(f"normalization.{problem}")
         return self
 
     @model_validator(mode="after")
