@@ -158,8 +158,10 @@ def test_a_damaged_inventory_is_refused(tmp_path: Path, text: bytes, said: str) 
 
 @pytest.mark.parametrize("arguments", [[], ["robustness"], ["atent-2"], ["atent-2", "--format", "latex"]])
 def test_a_damaged_inventory_is_one_line_and_nothing_is_written(
-    workspace: Path, robench: Robench, arguments: list[str]
+    workspace: Path, robench: Robench, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before anything is read or drawn, which takes its time."""
+    monkeypatch.setattr(Store, "results", lambda *_: pytest.fail("the records were read"))
     site(workspace).mkdir(parents=True)
     (site(workspace) / "files.txt").write_text("../records/mine/a.json\n")
     before = files(workspace)
