@@ -183,6 +183,12 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
         (["reproduce", "sgr-1"], "no row that robench computes"),
         (["reproduce", "emr-6"], "holds settings"),
         (["reproduce", "heat-3", "--scale", "smoke"], "has no smoke scale; it has paper"),
+        (["reproduce", "atent-2", "--device", "gpu"], "--device 'gpu' is unknown"),
+        (["reproduce", "atent-2", "--precision", "fp8"], "--precision 'fp8' is unknown; write fp32, tf32 or bf16"),
+        (["reproduce", "atent-2", "--scale", "smoke", "--data-root", "nowhere"], "mnist is not in nowhere"),
+        (["train", "--table", "atent-2", "--precision", "fp8", "--dry-run"], "--precision 'fp8' is unknown"),
+        (["train", "--table", "atent-2", "--data-root", "nowhere"], "mnist is not in nowhere"),
+        (["list", "models", "--workspace", __file__], "test_reproduce.py is a file; name a folder by --workspace or"),
         (["train"], "needs the name of a recipe"),
         (["train", "mnist-pgd", "--table", "atent-2"], "leave a recipe out"),
         (["train", "--table", "atent-2", "--set", "epochs=1"], "leave --set out"),
@@ -193,10 +199,11 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(workspace, robench, arguments, said):
-    status, _, err = robench(*arguments)
-    assert status == 2
+    status, out, err = robench(*arguments)
+    assert (status, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+    assert not (workspace / "reports").exists()
 
 
 def test_papers_pages_are_for_whoever_has_models_of_theirs():
