@@ -41,6 +41,9 @@ def test_nothing_changed(measured, robench):
     status, out, _ = engine(robench)
     assert status == 0, out
     assert "the engine did not get worse" in out
+    # A folder with answers of its own is a reports folder, whatever else lies in it.
+    (measured / "reports" / "reports").mkdir()
+    assert robench("check", "--candidate", measured / "reports")[0] == 0
 
 
 def sign_noise(images, threat, random):
