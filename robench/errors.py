@@ -74,8 +74,9 @@ def bad_byte(error: UnicodeDecodeError) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean ...?" with up to three near names, nothing where none is near."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    """Return "did you mean ...?" with up to three near names, whatever their case, nothing where none is near."""
+    folded = {n.casefold(): n for n in sorted(known)}
+    near = [folded[n] for n in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 

@@ -228,6 +228,7 @@ WRONG = [
     (["import", "/nowhere.pt", "--architecture", "lenet5", "--dataset", "digits", "--name", "x"], "/nowhere.pt"),
     (["leaderboard", "robustnes"], "did you mean 'robustness'"),
     (["show", "pgd-21"], "did you mean 'pgd-20'"),
+    (["show", "ATENT-2"], "did you mean 'atent-2'"),
     (["eval", "--modle", "tiny"], "--modle"),
     (["evaluate"], "evaluate"),
 ]
