@@ -13,6 +13,7 @@ import pytest
 
 from robench import catalog
 from robench.papers import definitions
+from robench.reporting.inventory import add_files
 from robench.training import loop
 from tests.flow.conftest import ROOT
 
@@ -123,8 +124,13 @@ def test_from_nothing_to_the_page_and_not_twice(workspace, robench, digits_table
     assert card["provenance"]["command"].startswith("robench train digits-pgd --set epochs=2")
 
     before = stamps(workspace)
-    status, out, _ = robench("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
+    gone = workspace / "reports/leaderboards/gone.html"
+    add_files(gone.parent, [gone])
+    gone.write_text("the page of a table that is gone")
+    status, out, err = robench("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
     assert status == 0
+    assert err.splitlines()[-1] == f"robench: removed {gone} (of an earlier site)"
+    assert not gone.exists()
     assert out.count("there already") == 2
     assert stamps(workspace) == before
 
