@@ -73,12 +73,18 @@ def bad_byte(error: UnicodeDecodeError) -> str:
     return f"is no UTF-8 text (line {line} has the byte 0x{error.object[error.start]:02x}); save it as UTF-8"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" with up to three near names, whatever their case, nothing where none is near."""
+    folded = {n.casefold(): n for n in sorted(known)}
+    near = [folded[n] for n in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with up to three near names, else all of the known ones."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(repr(n) for n in near)}?"
+    if guess := nearest(name, known):
+        return guess
     if not known:
         return "there is none"
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,17 +202,8 @@ def _normalization(
 
 
 def _check_normalization(normalization: Normalization, channels: int, *, remedy: str) -> None:
-    """Raise UserError for what cannot be the mean and deviation of images in [0, 1]; `remedy` if 0..255 is meant."""
-    for name, values in (("mean", normalization.mean), ("std", normalization.std)):
-        shown = ",".join(f"{value:g}" for value in values)
-        if len(values) != channels:
-            raise UserError(f"{name} {shown} has {len(values)} values, the images have {channels} channels")
-        if not all(math.isfinite(value) for value in values):
-            raise UserError(f"{name} {shown} is not finite; write numbers, or leave mean and std out for none")
-        if max(values) > 1:
-            raise UserError(f"{name} {shown} is of pixels from 0 to 255, images are in [0, 1] here; {remedy}")
-    if not all(value > 0 for value in normalization.std):
-        raise UserError(f"std {normalization.std} must be positive; leave mean and std out for none")
+    if problem := normalization.problem(channels=channels, remedy=remedy):
+        raise UserError(problem)
 
 
 def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str) -> None:

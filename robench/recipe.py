@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from robench import catalog
 from robench.catalog import NonNegativeInt, PositiveInt
-from robench.errors import UserError, bad_byte, suggestion
+from robench.errors import UserError, bad_byte, nearest, suggestion
 from robench.records import Configured, Normalization, Value
 from robench.threat_model import ThreatModel, exact_fraction
 
@@ -216,6 +216,8 @@ class Recipe(Value):
             raise ValueError("normalization belongs to architecture; leave both out, or neither")
         if self.normalization and len(self.normalization.mean) != len(self.normalization.std):
             raise ValueError("normalization.mean and normalization.std differ in length")
+        if self.normalization and (problem := self.normalization.problem(channels=len(self.normalization.mean))):
+            raise ValueError(f"normalization.{problem}")
         return self
 
     @model_validator(mode="after")
@@ -250,13 +252,20 @@ def load_recipe(name_or_path: str) -> Recipe:
     try:
         text = Path(name_or_path).read_text(encoding="utf-8-sig")  # some editors put a mark before the first line
     except OSError as error:
-        raise UserError(f"recipe {name_or_path} cannot be read: {error.strerror}") from None
+        raise UserError(f"recipe {name_or_path} cannot be read: {error.strerror}; {_instead(name_or_path)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"recipe {name_or_path} {bad_byte(error)}") from None
     try:
         return parse_recipe(tomllib.loads(text), origin=f"recipe {name_or_path}")
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"recipe {name_or_path} is no valid TOML: {error}") from None
+
+
+def _instead(path: str) -> str:
+    """Return what may have been meant by a file that cannot be read: one beside it, or a recipe by name."""
+    beside = [other.name for other in Path(path).parent.glob("*.toml") if other.is_file()]
+    guess = nearest(Path(path).name, beside) or nearest(Path(path).stem, catalog.plugins("recipes"))
+    return f"{guess or 'name another file, or a recipe'} (robench list recipes)"
 
 
 def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:

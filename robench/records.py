@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -74,6 +75,22 @@ class Normalization(Value):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def problem(self, *, channels: int, remedy: str = "divide it by 255") -> str | None:
+        """Return in a line why this is not of images in [0, 1] with so many channels; `remedy` if 0..255 is meant."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            shown = ",".join(f"{value:g}" for value in values)
+            if len(values) != channels:
+                return f"{name} {shown} has {len(values)} values, the images have {channels} channels"
+            if not all(math.isfinite(value) for value in values):
+                return f"{name} {shown} is not finite; write numbers, or leave mean and std out for none"
+            if max(values, default=0) > 1:
+                return f"{name} {shown} is of pixels from 0 to 255, images are in [0, 1] here; {remedy}"
+        if not all(value > 0 for value in self.std):
+            return (
+                f"std {','.join(f'{value:g}' for value in self.std)} must be positive; leave mean and std out for none"
+            )
+        return None
 
 
 class ModelIdentity(Value):

@@ -8,6 +8,9 @@ to be committed is still a card: asking for its weights names the command that m
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,6 +71,41 @@ def read_card(path: Path) -> ModelCard:
     if card.id != path.parent.name:
         raise UserError(f"{path} is the card of {card.id!r}; rename its folder to that, or correct its id")
     return card
+
+
+def read_training_log(path: Path) -> dict[str, list[float | None]]:
+    """Return the columns of a model's `training.csv` by name, `epoch` among them: a row per epoch, None where a field
+    is empty, because nothing was measured. Raises UserError that names the file and the line for anything else.
+    """
+    try:
+        return _columns(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is no training log ({error}); restore it from version control, or delete it: only its curves "
+            "are lost"
+        ) from None
+
+
+def _columns(text: str) -> dict[str, list[float | None]]:
+    reader = csv.reader(io.StringIO(text))
+    header = next(reader, [])
+    if "epoch" not in header:
+        raise ValueError("line 1 names no column epoch")
+    rows = []
+    for row in reader:
+        if len(row) != len(header):
+            raise ValueError(f"line {reader.line_num} has {len(row)} values, line 1 names {len(header)}")
+        try:
+            rows.append([_number(value) for value in row])
+        except ValueError as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from None
+    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
+
+
+def _number(text: str) -> float | None:
+    """Return the number, None where nothing was measured or the number cannot be drawn."""
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
 
 
 def find_card(name: str, workspace: Workspace) -> tuple[Path, ModelCard]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from robench.errors import UserError
+
 PACKAGE = Path(__file__).parent
 
 
@@ -26,8 +28,13 @@ class Workspace:
 
     @classmethod
     def locate(cls, workspace: Path | None = None, data_root: Path | None = None) -> Workspace:
-        """Use the arguments where given, else `ROBENCH_WORKSPACE` and `ROBENCH_DATA`, else the per-user defaults."""
+        """Use the arguments where given, else `ROBENCH_WORKSPACE` and `ROBENCH_DATA`, else the per-user defaults.
+
+        Raises UserError for a workspace that is a file; one that is not there yet is made when something is written.
+        """
         root = workspace or Path(os.environ.get("ROBENCH_WORKSPACE") or ".")
+        if root.expanduser().is_file():
+            raise UserError(f"the workspace {root} is a file; name a folder by --workspace or ROBENCH_WORKSPACE")
         personal = Path(platformdirs.user_data_dir("robench"))
         data = data_root or Path(os.environ.get("ROBENCH_DATA") or personal / "data")
         return cls(root=root.expanduser(), data_root=data.expanduser(), user_zoo=personal / "model_zoo")

@@ -49,7 +49,7 @@ def takes_noise(text: str) -> bool:
 
 
 def questions(job: Job, texts: Sequence[str], options: Options, *, sigma: float) -> list[CertificateSpec]:
-    """Return the questions about a job's model, each once."""
+    """Return the questions about a job's model, each once; raise UserError for one that has no answer."""
     specs = {}
     for text in texts:
         spec = CertificateSpec(
@@ -60,6 +60,11 @@ def questions(job: Job, texts: Sequence[str], options: Options, *, sigma: float)
             precision=options.precision,
         )
         specs[spec.identity] = spec
+        if ":" in text:
+            # Somebody's own parameters; those of the catalog go together, and torch takes its time to come.
+            from robench.evaluation.certifying import rehearse
+
+            rehearse(spec.certificate, job.images)
     return list(specs.values())
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robench.cli.options import DataRootOption, DeviceOption, WorkspaceOption, print_table
-from robench.errors import StorageError, UnknownName, UserError
+from robench.errors import StorageError, UnknownName, UserError, suggestion
 from robench.store import Store, publish
 from robench.workspace import Workspace
 
@@ -134,6 +134,10 @@ def _refuse(
             f"--candidate {candidate}: there is no such folder; give the reports folder of the new answers, "
             "or add --measure to make them there"
         )
+    if candidate and (candidate / "reports").is_dir() and not _has_answers(candidate):
+        raise UserError(
+            f"--candidate {candidate} is a workspace; give its reports folder: --candidate {candidate / 'reports'}"
+        )
     if examples and not fast:
         raise UserError(f"--examples {examples} is the budget of --fast; add it, or leave out --examples")
     if fast and (engine or tolerance == 0):
@@ -161,7 +165,7 @@ def _compared(asked: Asked, *, measure: bool, fresh: bool) -> Check:
     from robench.gate.verdicts import check as compare
 
     known = baselines.read(asked.path)
-    names = _names(asked.models, known, asked.path)
+    names = _names(asked, known)
     if not measure:
         return compare(known, asked.path, Candidates(asked.store, asked.place, names, {}, {}), asked.rules)
     from robench.cli.measuring import Measuring
@@ -182,7 +186,7 @@ def _raced(asked: Asked, budget: int | None) -> Check:
     from robench.gate import baseline as baselines
 
     known = baselines.read(asked.path)
-    names = _names(asked.models, known, asked.path)
+    names = _names(asked, known)
     measuring = Measuring(asked.place, asked.store, device=asked.device)
     return race(known, asked.path, names, asked.rules, measuring=measuring, budget=budget)
 
@@ -200,14 +204,18 @@ def _baseline_path(given: Path | None, place: Workspace) -> Path:
     return given or place.reports / "baseline.toml"
 
 
-def _names(given: Sequence[str] | None, known: Baseline, path: Path) -> dict[str, str]:
-    """Return which model stands for each of the baseline's that is checked."""
+def _names(asked: Asked, known: Baseline) -> dict[str, str]:
+    """Return which model stands for each of the baseline's that is checked; raise UserError for one that is unknown."""
+    from robench.registry import find_card, is_reference
+
     models = dict.fromkeys(entry.model for entry in known.entries)
     names = {}
-    for text in given or models:
-        new, _, old = text.rpartition("=") if given else ("", "", text)
+    for text in asked.models or models:
+        new, _, old = text.rpartition("=") if asked.models else ("", "", text)
         if old not in models:
-            raise UserError(f"--model {old!r} is not in {path}; it has {', '.join(models)}")
+            raise UserError(f"--model {old!r} is not in {asked.path}; {suggestion(old, models)}")
+        if new and not is_reference(new):
+            find_card(new, asked.place)
         names[old] = new or old
     return names
 
@@ -266,8 +274,12 @@ def set_baseline(
 
 def _reports_of(path: Path, place: Workspace) -> Path:
     """Return the reports folder whose answers make a baseline: the one it stands in, else the workspace's."""
-    has_answers = any((path.parent / kind).is_dir() for kind in ("records", "certificates"))
-    return path.parent if has_answers else place.reports
+    return path.parent if _has_answers(path.parent) else place.reports
+
+
+def _has_answers(folder: Path) -> bool:
+    """Tell whether a folder is a reports folder with answers."""
+    return any((folder / kind).is_dir() for kind in ("records", "certificates"))
 
 
 def _current(models: Sequence[str] | None, identities: Sequence[str] | None, path: Path, place: Workspace) -> Baseline:

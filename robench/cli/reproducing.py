@@ -18,7 +18,8 @@ from robench.cli.options import (
     print_table,
     resolve_device,
 )
-from robench.errors import EvaluationFailed, RobenchError, UserError
+from robench.datasets import open_split
+from robench.errors import EvaluationFailed, MissingData, RobenchError, UserError
 from robench.papers.definitions import PaperTable, ScaleName
 from robench.papers.work import (
     Asking,
@@ -60,6 +61,7 @@ def reproduce(
     found = check_scale(table, asked)
     place = Workspace.locate(workspace, data_root)
     doing = Doing(place, device, precision, quiet=json_output)
+    doing.check()
     if dry_run:
         rows = costs(table, asked, doing)
         if json_output:
@@ -70,11 +72,12 @@ def reproduce(
     problems = train_table(table, asked, doing)
     problems += evaluate_table(table, found, asked, doing)
     written = ranking.write_all(place)
-    own = [path for path in written if path.name in {f"{table}.csv", f"paper-{found.paper}.html", "claims.html"}]
+    own = [path for path in written.files if path.name in {f"{table}.csv", f"paper-{found.paper}.html", "claims.html"}]
     if json_output:
         print_json([str(path) for path in own])
     for path in own:
         doing.say(str(path))
+    ranking.say_removed(written.removed)
     if problems:
         raise EvaluationFailed(
             f"{len(problems)} of the table's models and questions have no answer: {problems[0]}"
@@ -100,6 +103,7 @@ def train_command(
         raise UserError(f"--table trains the models as the table's file says; leave {wrong[0]} out")
     asked = checked_scale(scale)
     check_scale(table, asked)
+    doing.check()
     if dry_run:
         print_costs(table, asked, costs(table, asked, doing))
         return
@@ -114,6 +118,12 @@ def checked_scale(scale: str) -> ScaleName:
     return cast(ScaleName, scale)
 
 
+def check_precision(precision: str) -> None:
+    """Raise UserError for a precision that no training has."""
+    if precision not in {"fp32", "tf32", "bf16"}:
+        raise UserError(f"--precision {precision!r} is unknown; write fp32, tf32 or bf16")
+
+
 @dataclass(frozen=True)
 class Doing:
     """Where and how it is computed."""
@@ -123,6 +133,11 @@ class Doing:
     precision: str = "fp32"
     quiet: bool = False
 
+    def check(self) -> None:
+        """Raise UserError for what nothing can be computed with; else every model would say it."""
+        check_precision(self.precision)
+        resolve_device(self.device)
+
     def say(self, line: str) -> None:
         """Print a line, unless what is printed is for a program."""
         if not self.quiet:
@@ -130,10 +145,15 @@ class Doing:
 
 
 def train_table(table: str, scale: ScaleName, doing: Doing, *, replace_models: bool = False) -> list[str]:
-    """Train the models of a table that are not there; return what could not be trained, and why."""
+    """Train the models of a table that are not there; return what could not be trained, and why.
+
+    Raises MissingData where not one model is there, nor the images to train one.
+    """
     problems = []
     known = cards(doing.workspace)
     planned = makings(table, scale)
+    if not any(making.model in known for making in planned):
+        _check_data([making.recipe.dataset for making in planned if making.recipe is not None], doing)
     for position, making in enumerate(planned, start=1):
         label = f"[{position}/{len(planned)}] {making.model}"
         if making.recipe is None:
@@ -148,6 +168,20 @@ def train_table(table: str, scale: ScaleName, doing: Doing, *, replace_models: b
                 problems.append(f"{making.model}: {error}")
                 doing.say(f"{label}: {error}")
     return problems
+
+
+def _check_data(datasets: Sequence[str], doing: Doing) -> None:
+    """Raise MissingData if none of the data sets is on this machine."""
+    missing: list[MissingData] = []
+    for name in dict.fromkeys(datasets):
+        try:
+            open_split(name, "train", doing.workspace)
+        except MissingData as error:
+            missing.append(error)
+        else:
+            return
+    if missing:
+        raise missing[0]
 
 
 def _train(making: Making, doing: Doing, *, replace_model: bool) -> None:

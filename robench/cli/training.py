@@ -64,8 +64,7 @@ def train(
         return
     if scale is not None:
         raise UserError(f"--scale {scale} is of a table; add --table NAME, or change the recipe with --set")
-    if precision not in {"fp32", "tf32", "bf16"}:
-        raise UserError(f"--precision {precision!r} is unknown; write fp32, tf32 or bf16")
+    reproducing.check_precision(precision)
     if resume and restart:
         raise UserError("--resume and --restart exclude each other; give one of them")
     resolved = with_its_network_said(load_recipe(recipe), settings or ())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from itertools import pairwise
 from pathlib import Path
 
 from robench.catalog import DrawingEntry
-from robench.errors import UserError
 from robench.panels import Axis, Panel, Plot, Rule, Series
 from robench.papers.definitions import model_of
 from robench.papers.figures import Evidence
+from robench.registry import read_training_log
 
 
 def draw(evidence: Evidence, *, drops: bool = False) -> list[Panel]:
@@ -33,9 +30,15 @@ def draw(evidence: Evidence, *, drops: bool = False) -> list[Panel]:
             points = history(path, line.log or "") if path.is_file() else []
             if not points:
                 model = found.card.card.id
-                reduced = model != model_of(evidence.figure.asked(panel, line))
-                commands = (evidence.training_command(panel, line),) if reduced else ()
-                evidence.lacks(panel, line, f"the training of {model} did not measure {line.log}", commands=commands)
+                command = evidence.training_command(panel, line)
+                if model != model_of(evidence.figure.asked(panel, line)):
+                    commands: tuple[str, ...] = (command,)
+                else:
+                    # The same training would measure no more; a lost log it would write again.
+                    commands = () if path.is_file() else (f"{command} --replace",)
+                lost = f"the log of {model}'s training is gone; restore {path.name} beside its card, or train it again"
+                reason = f"the training of {model} did not measure {line.log}" if path.is_file() else lost
+                evidence.lacks(panel, line, reason, commands=commands)
                 continue
             epochs, shares = zip(*points, strict=True)
             if drops and not series:
@@ -67,14 +70,11 @@ def draw(evidence: Evidence, *, drops: bool = False) -> list[Panel]:
 def history(path: Path, column: str) -> list[tuple[float, float]]:
     """Return (epoch, value) of a column of a training log, in the order of epochs; empty where it has none.
 
-    Raises UserError that names the file for one that is no log.
+    Raises UserError that names the file and the line for one that is no log.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{path} is no training log ({error}); delete it or train again") from None
-    return sorted(point for point in points if math.isfinite(point[1]))
+    columns = read_training_log(path)
+    points = zip(columns["epoch"], columns.get(column, ()), strict=False)
+    return sorted((epoch, value) for epoch, value in points if epoch is not None and value is not None)
 
 
 ENTRY = DrawingEntry(

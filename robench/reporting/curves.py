@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.errors import UserError
+from robench.registry import read_training_log
 from robench.tables import Curve, Curves
 
 WIDTH, HEIGHT = 360.0, 200.0
@@ -131,16 +131,10 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], 
 def training_charts(path: Path) -> list[Chart]:
     """Return a chart of the accuracies (in percent) and one of the losses of a `training.csv`.
 
-    The log has a row per epoch, a column `epoch`, and columns whose names end in `accuracy` or hold `loss`;
-    an empty field was not measured. Raises UserError that names the file and the line for anything else.
+    Its columns are `epoch`, those whose names end in `accuracy` and those that hold `loss`. Raises UserError as
+    :func:`robench.registry.read_training_log`.
     """
-    try:
-        columns = _log(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path} is no training log ({error}); restore it from version control, or delete it: only its curves "
-            "are lost"
-        ) from None
+    columns = read_training_log(path)
     epochs = [epoch for epoch in columns.pop("epoch") if epoch is not None]
     accuracies = {
         name.removesuffix("_accuracy").replace("_", ", "): [None if v is None else 100 * v for v in values]
@@ -153,23 +147,6 @@ def training_charts(path: Path) -> list[Chart]:
         _chart("Loss", epochs, losses, (0.0, _ceiling(losses))),
     ]
     return [chart for chart in charts if chart.lines]
-
-
-def _log(text: str) -> dict[str, list[float | None]]:
-    """Return the columns of a training log by name; raise ValueError that names the line for anything else."""
-    reader = csv.reader(io.StringIO(text))
-    header = next(reader, [])
-    if "epoch" not in header:
-        raise ValueError("line 1 names no column epoch")
-    rows = []
-    for row in reader:
-        if len(row) != len(header):
-            raise ValueError(f"line {reader.line_num} has {len(row)} values, line 1 names {len(header)}")
-        try:
-            rows.append([_number(value) for value in row])
-        except ValueError as error:
-            raise ValueError(f"line {reader.line_num}: {error}") from None
-    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
 
 
 def curves_chart(curves: Curves) -> Chart:
@@ -211,12 +188,6 @@ def step_chart(curves: Curves) -> Chart:
         tuple(Tick(across(x), f"{x:.4g}") for x in ticks),
         tuple(Tick(up(share / 100), f"{share}") for share in (0, 25, 50, 75, 100)),
     )
-
-
-def _number(text: str) -> float | None:
-    """Return the number, None where nothing was measured or the number cannot be drawn."""
-    value = float(text) if text else math.nan
-    return value if math.isfinite(value) else None
 
 
 def _ceiling(series: dict[str, list[float | None]]) -> float:

@@ -18,6 +18,7 @@ from robench.papers.definitions import Paper, known_tables, load_paper, load_tab
 from robench.papers.filling import FilledTable, Filler, PaperCell
 from robench.records import Examples
 from robench.reporting.figures import ShownFigure, show_figure
+from robench.reporting.inventory import add_files
 from robench.reporting.latex import latex_text
 from robench.reporting.pictures import Pictures
 from robench.reporting.regions import panels_of, regions_csv, regions_svg
@@ -203,8 +204,9 @@ def write_papers(
 
     `linked` are the models whose pages are there to be linked to; None: all that have a card. `open_images` gives the
     images that figures show pictures of, and `results` are, as of
-    :func:`robench.reporting.site.write_leaderboards`. Raises UserError for damaged records, StorageError where `folder`
-    cannot be written. Everything is rendered before anything is written.
+    :func:`robench.reporting.site.write_leaderboards`. The files are added to the folder's inventory
+    (:mod:`robench.reporting.inventory`). Raises UserError for damaged records or a damaged inventory, StorageError
+    where `folder` cannot be written. Everything is rendered before anything is written.
     """
     wanted, filler = all_tables(tables), Filler(store.results(cards) if results is None else results)
     pictures = Pictures(store.root, open_images)
@@ -230,6 +232,7 @@ def write_papers(
         files |= {f"{name}-regions.csv": regions_csv(panels) for name, panels in regions.items()}
     if "latex" in formats:
         files |= {f"{table.name}.tex": paper_table_latex(table) for table in filled}
+    add_files(folder, [folder / name for name in files])
     for path, text in pictures.files().items() if "html" in formats else ():
         publish(path, text.encode())
     for name, text in files.items():

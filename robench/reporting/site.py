@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from robench import catalog
 from robench.covariances import Covariance, block_means
 from robench.datasets import ImageSet
 from robench.errors import UserError
-from robench.papers.definitions import pages_in
+from robench.papers.definitions import Paper, pages_in
 from robench.records import Examples, ModelCard
 from robench.reporting.comparison import page_data, pictured_examples
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import Drawing, curves_chart, training_charts
 from robench.reporting.gallery import Gallery, gallery, saved_images
+from robench.reporting.inventory import add_files
 from robench.reporting.json_files import table_json
 from robench.reporting.latex import measured_latex
 from robench.reporting.model_figures import model_drawings
@@ -67,15 +68,18 @@ def write_leaderboards(
     formats: Collection[str] = FORMATS,
     open_images: Callable[[Examples], ImageSet] | None = None,
     results: Results | None = None,
+    paper_pages: Collection[Path] | None = None,
 ) -> list[Path]:
     """Write the leaderboards `names` and return the files.
 
     `html` is the site: pages of tables and models, `index.html`, and the figures' numbers and drawings; the others are
     one file for each table, which its page offers. Examples are shown as pictures where `open_images` has them, or had
-    them before; pictures that are new are kept in the reports folder (:mod:`robench.reporting.pictures`).
+    them before; pictures that are new are kept in the reports folder (:mod:`robench.reporting.pictures`). The index
+    links to the papers' pages among `paper_pages`, None: to those that are in `out_dir`. The files are added to the
+    folder's inventory (:mod:`robench.reporting.inventory`).
 
-    Raises UnknownName for a leaderboard that there is not, UserError for damaged records, StorageError where
-    `out_dir` cannot be written. Everything is rendered before anything is written.
+    Raises UnknownName for a leaderboard that there is not, UserError for damaged records or a damaged inventory,
+    StorageError where `out_dir` cannot be written. Everything is rendered before anything is written.
     """
     results = store.results(cards) if results is None else results
     plugins = {name: catalog.find("leaderboards", name) for name in dict.fromkeys(names)}
@@ -86,11 +90,14 @@ def write_leaderboards(
     if "html" in formats:
         pictures = Pictures(store.root, open_images)
         site = Site(out_dir, results, pictures, {end: title for end, (_, title) in downloads.items()})
-        pages[out_dir / "index.html"] = site.index(boards)
+        papers = [p for p in pages_in(out_dir) if paper_pages is None or out_dir / p[0] in paper_pages]
+        pages[out_dir / "index.html"] = site.index(boards, papers)
         for table in tables:
             pages |= {out_dir / name: text for name, text in site.table(table).items()}
         for model in site.models.values():
             pages |= site.model(model, tables)
+    add_files(out_dir, pages)
+    if "html" in formats:
         for path, text in pictures.files().items():
             publish(path, text.encode())
     for path, text in pages.items():
@@ -150,8 +157,8 @@ class Site:
         """Return the page of a model."""
         return self.folder / "models" / f"{file_name(model)}.html"
 
-    def index(self, boards: Mapping[str, list[Table]]) -> str:
-        """Return the page that lists all tables and models."""
+    def index(self, boards: Mapping[str, list[Table]], papers: Sequence[tuple[str, Paper]]) -> str:
+        """Return the page that lists all tables, these papers' pages, and all models."""
         boards = {name: tables for name, tables in boards.items() if tables} or boards
         # What most readers come for stands first.
         boards = dict(sorted(boards.items(), key=lambda item: item[0] != "robustness"))
@@ -162,7 +169,7 @@ class Site:
             boards=boards,
             summaries=summaries,
             leaders={t.name: t.rows[0] for tables in boards.values() for t in tables if _is_ranked(t)},
-            papers=pages_in(self.folder),
+            papers=papers,
         )
 
     def table(self, table: Table) -> dict[str, str]:

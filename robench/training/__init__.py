@@ -261,6 +261,8 @@ def _naming(key: str, model: str) -> Iterator[None]:
 
 def _initial_state(recipe: Recipe, run: Run, workspace: Workspace) -> TrainingState:
     facts = dataset_facts(recipe.dataset, workspace)
+    if recipe.normalization and (problem := recipe.normalization.problem(channels=facts.image_shape[0])):
+        raise UserError(f"normalization.{problem}")
     named = {key: _named(recipe, key, workspace) for key in ("start", "teacher") if getattr(recipe, key)}
     model = untrained(recipe, num_classes=len(facts.classes), input_shape=facts.image_shape)
     if "start" in named:

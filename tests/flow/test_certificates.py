@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from robench.cli import certifying as cli_certifying
 from robench.evaluation import certifying
 from robench.store import Store
 
@@ -89,6 +90,45 @@ def test_suites_of_certificates(workspace, robench):
     assert (status, "did you mean 'cohen'" in err) == (2, True)
     status, _, err = robench(*EVAL, "--certificate", "cohen:sigma=-1")
     assert (status, "sigma" in err) == (2, True)
+
+
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("certificate", "said"),
+    [
+        ("anytime:goal=decision", "goal=decision needs at=RADIUS; write anytime:goal=decision,at=0.5"),
+        ("anytime:at=0.5", "at=0.5 is of another goal; write anytime:goal=decision,at=0.5"),
+        ("anytime-deterministic:n=3", "n = 3 samples certify nothing at alpha = 0.001"),
+        ("cohen:n=9", "n = 9 samples certify nothing at alpha = 0.001; the smallest that can is 10"),
+        ("cohen:alpha=2", "n = 10000 samples certify nothing at alpha = 2; alpha lies between 0 and 1"),
+        ("cohen:top_k=10", "top_k = 10 of 10 classes certifies nothing; take fewer"),
+        ("l-bound:top_k=10", "top_k = 10 leaves no class of 10 to compare with"),
+        ("smoothed-prediction:n=2", "n = 2 samples can tell no class from another"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused_before_any_work(
+    workspace, robench, monkeypatch, certificate, said, dry_run
+):
+    """The dry run says what the run would say, and the run says it before the model is loaded."""
+    monkeypatch.setattr(cli_certifying, "checked_model", lambda *_: pytest.fail("the model was loaded"))
+    before = sorted(workspace.rglob("*"))
+    status, out, err = robench(
+        *("eval", "--model", "tiny", "--device", "cpu", "--examples", "5", "--sigma", "0.5"),
+        *("--certificate", certificate, *dry_run),
+    )
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("robench: certificate ")
+    assert said in err
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_what_can_be_answered_is_planned(workspace, robench):
+    question = ("eval", "--model", "tiny", "--sigma", "0.5", "--examples", "5", "--dry-run", "--json")
+    texts = ("anytime:goal=decision,at=0.5", "cohen:n=100000,top_k=9", "l-bound:samples=100000")
+    for text in texts:
+        status, out, err = robench(*question, "--certificate", text)
+        assert (status, err) == (0, "")
+        assert json.loads(out)[0]["status"] == "new"
 
 
 def test_a_compiled_model_is_the_one_that_is_certified(workspace, robench, monkeypatch):

@@ -41,6 +41,9 @@ def test_nothing_changed(measured, robench):
     status, out, _ = engine(robench)
     assert status == 0, out
     assert "the engine did not get worse" in out
+    # A folder with answers of its own is a reports folder, whatever else lies in it.
+    (measured / "reports" / "reports").mkdir()
+    assert robench("check", "--candidate", measured / "reports")[0] == 0
 
 
 def sign_noise(images, threat, random):
@@ -185,7 +188,11 @@ def test_the_baseline_is_shown_and_compared(measured, robench):
     ("options", "said"),
     [
         (["--baseline", "nowhere.toml"], "there is no baseline nowhere.toml; make one: robench baseline set"),
-        (["--model", "other"], "--model 'other' is not in"),
+        (["--model", "other"], "baseline.toml; known: tiny"),
+        (["--model", "tinny"], "baseline.toml; did you mean 'tiny'?"),
+        (["--model", "tinny=tiny"], "unknown model 'tinny'; did you mean 'tiny'?"),
+        (["--model", "digits-mart=tiny", "--fast"], "is not trained yet; run: robench train digits-mart"),
+        (["--model", "tinny=tiny", "--measure"], "unknown model 'tinny'; did you mean 'tiny'?"),
         (["--format", "pdf"], "--format 'pdf' is unknown; write text, markdown"),
         (["--write", "a.pdf"], "--write a.pdf: the ending says what is written"),
         (["--alpha", "1"], "--alpha 1 is no probability"),
@@ -200,6 +207,8 @@ def test_the_baseline_is_shown_and_compared(measured, robench):
             ["--candidate", "nowhere"],
             "--candidate nowhere: there is no such folder; give the reports folder of the new",
         ),
+        (["--candidate", "../workspace"], "is a workspace; give its reports folder: --candidate ../workspace/reports"),
+        (["--candidate", "../workspace", "--measure"], "is a workspace; give its reports folder"),
         (["--candidate", __file__], "test_check.py is a file; give the reports folder of the new answers"),
     ],
 )

@@ -210,6 +210,13 @@ WRONG = [
     (["eval", "--model", "nowhere.py:build", "--dataset", "digits"], "nowhere.py"),
     (["eval", "--model", "no_such_package:build", "--dataset", "digits"], "no_such_package"),
     (["train", "digits-pdg"], "did you mean 'digits-pgd'"),
+    (["train", "digits-pdg.toml"], "No such file or directory; did you mean 'digits-pgd' or"),
+    (["train", "no/q.toml"], "No such file or directory; name another file, or a recipe (robench list recipes)"),
+    (
+        ["train", "digits-pgd", "--dry-run", "--set", "normalization={mean=[0.5,0.4],std=[0.2,0.2]}"],
+        "normalization.mean 0.5,0.4 has 2 values, the images have 1 channels",
+    ),
+    (["train", "digits-pgd", "--set", "normalization={mean=[128],std=[64]}"], "images are in [0, 1] here; divide it"),
     (["train", "digits-pgd", "--set", "epoch=3"], "did you mean 'epochs'"),
     (["train", "digits-pgd", "--set", "epochs=many"], "'many'"),
     (["train", "digits-pgd", "--set", "defense.step=3"], "did you mean 'steps'"),
@@ -221,6 +228,7 @@ WRONG = [
     (["import", "/nowhere.pt", "--architecture", "lenet5", "--dataset", "digits", "--name", "x"], "/nowhere.pt"),
     (["leaderboard", "robustnes"], "did you mean 'robustness'"),
     (["show", "pgd-21"], "did you mean 'pgd-20'"),
+    (["show", "ATENT-2"], "did you mean 'atent-2'"),
     (["eval", "--modle", "tiny"], "--modle"),
     (["evaluate"], "evaluate"),
 ]

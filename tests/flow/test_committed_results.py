@@ -20,6 +20,7 @@ from robench.evaluation.worker import Worker
 from robench.planning import is_minimum_norm
 from robench.registry import read_cards
 from robench.reporting import write_leaderboards, write_papers
+from robench.reporting.inventory import INVENTORY, remove_others
 from robench.smoothing_bounds import clopper_pearson_lower, radius_of
 from robench.store import Store
 from robench.workspace import Workspace
@@ -138,6 +139,8 @@ def test_leaderboards_come_out_byte_for_byte(tmp_path):
     written = write_papers(catalog.plugins("tables"), store, cards, out, formats=("html", "csv"))
     written += write_leaderboards(names, store, cards, out)
     committed = ROOT / "reports" / "leaderboards"
+    assert remove_others(out, written) == []
+    written.append(out / INVENTORY)
     assert {p.relative_to(out) for p in written} == {
         p.relative_to(committed) for p in committed.rglob("*") if p.is_file()
     }

@@ -13,6 +13,7 @@ import pytest
 
 from robench import catalog
 from robench.papers import definitions
+from robench.reporting.inventory import add_files
 from robench.training import loop
 from tests.flow.conftest import ROOT
 
@@ -123,8 +124,13 @@ def test_from_nothing_to_the_page_and_not_twice(workspace, robench, digits_table
     assert card["provenance"]["command"].startswith("robench train digits-pgd --set epochs=2")
 
     before = stamps(workspace)
-    status, out, _ = robench("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
+    gone = workspace / "reports/leaderboards/gone.html"
+    add_files(gone.parent, [gone])
+    gone.write_text("the page of a table that is gone")
+    status, out, err = robench("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
     assert status == 0
+    assert err.splitlines()[-1] == f"robench: removed {gone} (of an earlier site)"
+    assert not gone.exists()
     assert out.count("there already") == 2
     assert stamps(workspace) == before
 
@@ -183,6 +189,12 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
         (["reproduce", "sgr-1"], "no row that robench computes"),
         (["reproduce", "emr-6"], "holds settings"),
         (["reproduce", "heat-3", "--scale", "smoke"], "has no smoke scale; it has paper"),
+        (["reproduce", "atent-2", "--device", "gpu"], "--device 'gpu' is unknown"),
+        (["reproduce", "atent-2", "--precision", "fp8"], "--precision 'fp8' is unknown; write fp32, tf32 or bf16"),
+        (["reproduce", "atent-2", "--scale", "smoke", "--data-root", "nowhere"], "mnist is not in nowhere"),
+        (["train", "--table", "atent-2", "--precision", "fp8", "--dry-run"], "--precision 'fp8' is unknown"),
+        (["train", "--table", "atent-2", "--data-root", "nowhere"], "mnist is not in nowhere"),
+        (["list", "models", "--workspace", __file__], "test_reproduce.py is a file; name a folder by --workspace or"),
         (["train"], "needs the name of a recipe"),
         (["train", "mnist-pgd", "--table", "atent-2"], "leave a recipe out"),
         (["train", "--table", "atent-2", "--set", "epochs=1"], "leave --set out"),
@@ -193,10 +205,11 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(workspace, robench, arguments, said):
-    status, _, err = robench(*arguments)
-    assert status == 2
+    status, out, err = robench(*arguments)
+    assert (status, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+    assert not (workspace / "reports").exists()
 
 
 def test_papers_pages_are_for_whoever_has_models_of_theirs():

@@ -68,6 +68,13 @@ def test_what_is_written_reads_back_equal():
         ({"architecture": {"name": "digits_cnnn"}}, "did you mean 'digits_cnn'"),
         ({"dataset": "digit"}, "did you mean 'digits'?"),
         ({"normalization": {"mean": [0.5], "std": [0.2, 0.2]}}, "differ in length"),
+        (
+            {"normalization": {"mean": [125.3, 123.0], "std": [63.0, 62.1]}},
+            "recipe x: normalization.mean 125.3,123 is of pixels from 0 to 255, images are in [0, 1] here; divide it",
+        ),
+        ({"normalization": {"mean": [0.5], "std": [51]}}, "normalization.std 51 is of pixels from 0 to 255"),
+        ({"normalization": {"mean": [0.5], "std": [0.0]}}, "normalization.std 0 must be positive"),
+        ({"normalization": {"mean": [float("nan")], "std": [0.2]}}, "normalization.mean nan is not finite"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(changes, text):
@@ -150,7 +157,10 @@ def test_fewer_epochs_are_said_in_scale():
 
 def test_a_file_is_read_like_a_name(tmp_path):
     path = tmp_path / "mine.toml"
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read: No such file .* \(robench list recipes\)$"):
+        load_recipe(str(path))
+    (tmp_path / "min.toml").write_text("")
+    with pytest.raises(UserError, match=r"did you mean 'min\.toml'\? \(robench list recipes\)$"):
         load_recipe(str(path))
     path.write_text("epochs = ", encoding="utf-8")
     with pytest.raises(UserError, match="no valid TOML"):

@@ -14,6 +14,7 @@ import safetensors.numpy
 from synthetic import certificate_spec, first_of, put_certificate, put_minimum_norm, sha
 
 from robench.covariances import Covariance, as_function, as_matrix, inner_pixels
+from robench.errors import UserError
 from robench.panels import HeatMap, Plot
 from robench.papers.archive import Archive
 from robench.papers.figures import Evidence, PaperFigure, drawing_settings
@@ -122,6 +123,33 @@ def test_training_histories_are_the_logs(world: World) -> None:
     (lacking,) = evidence.missing
     assert lacking.reason == "the training of emr-mlp-st-reduced did not measure validation_robust_accuracy"
     assert lacking.commands == ("robench train emr-mlp-st",)
+
+
+def test_a_lost_training_log_is_written_again_and_a_damaged_one_is_named(world: World) -> None:
+    world.model("emr-mlp-st", "emr-mlp-st", table="emr-1")
+    log = world.cards["emr-mlp-st"].folder / "training.csv"
+    log.unlink(missing_ok=True)
+    clean = figure(
+        "training-history",
+        [{"title": "clean", "row": "st-0.001", "log": "validation_clean_accuracy"}],
+        table="emr-1",
+    )
+    _, evidence = drawn(world, clean)
+    (lacking,) = evidence.missing
+    assert lacking.reason == (
+        "the log of emr-mlp-st's training is gone; restore training.csv beside its card, or train it again"
+    )
+    assert lacking.commands == ("robench train emr-mlp-st --replace",)
+    log.write_text("epoch,train_loss\n1,0.5\n")
+    _, evidence = drawn(world, clean)
+    (lacking,) = evidence.missing
+    assert lacking.reason == "the training of emr-mlp-st did not measure validation_clean_accuracy"
+    assert lacking.commands == ()
+    log.write_text("epoch,validation_clean_accuracy\n1,0.5\n2\n")
+    with pytest.raises(
+        UserError, match=r"training\.csv is no training log \(line 3 has 1 values, line 1 names 2\); res"
+    ):
+        drawn(world, clean)
 
 
 OVER = [{"title": name, "row": row, "attack": PGD20} for name, row in (("plain", "at-0.001"), ("EMR", "at-emr"))]
