@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import sys
+from importlib.metadata import version as installed
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from robench import __version__
 from robench.cli import (
     browsing,
     checking,
@@ -41,12 +45,28 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 app = typer.Typer(
     name="robench",
-    help="Robustness benchmarking of image classifiers: train, evaluate, rank.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"robench {__version__}, torch {installed('torch')}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Robustness benchmarking of image classifiers: train, evaluate, rank."""
+
+
 app.command("train")(training.train)
 app.command("eval")(evaluating.evaluate)
 app.command("transfer")(transferring.transfer)

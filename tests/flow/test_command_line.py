@@ -29,6 +29,12 @@ def records_of(workspace):
     return [stored.record for stored in Store(workspace / "reports").records()]
 
 
+def test_the_versions_are_one_line(robench):
+    status, out, _ = robench("--version")
+    assert status == 0
+    assert re.fullmatch(r"robench \d+\.\d+\.\d+, torch \d\S+, Python 3\.\d+\.\d+\n", out)
+
+
 def test_train_registers_what_eval_attacks_and_leaderboard_shows(workspace, robench):
     card = read_cards([workspace / "model_zoo"])["tiny"].card
     assert card.scale.startswith("2 of ")
