@@ -18,8 +18,8 @@ from robench.papers.archive import Archive
 from robench.papers.figures import Evidence, Missing, PaperFigure, drawing_settings, load_figure
 from robench.reporting.covariance import heat_picture
 from robench.reporting.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Tick, round_bounds
-from robench.reporting.gallery import Gallery, gallery, saved_images
-from robench.reporting.pictures import Pictures, address
+from robench.reporting.gallery import Gallery, fallen_rows, gallery
+from robench.reporting.pictures import Pictures, address, picture
 from robench.store import Results, StoredCard
 
 #: Different looks of lines; each differs from every other by its colour and by its dashes.
@@ -165,10 +165,9 @@ def show_figure(name: str, results: Results, archive: Archive, pictures: Picture
     sketches, kept = [], []
     for panel in panels:
         if isinstance(panel, Fallen):
-            path = saved_images(pictures.root, panel.record)
-            shown = gallery(path, panel.record, panel.rows, pictures) if path else None
+            shown = gallery(panel.record, panel.rows, pictures)
             if shown is None:
-                evidence.missing.append(_no_images(panel, path))
+                evidence.missing.append(_no_images(panel))
                 continue
             sketches.append(_fallen(panel, shown))
         else:
@@ -189,12 +188,12 @@ def show_figure(name: str, results: Results, archive: Archive, pictures: Picture
     )
 
 
-def _no_images(panel: Fallen, path: Path | None) -> Missing:
-    spec = panel.record.spec
-    reason = "no image fell" if path else "its adversarial images were not kept"
+def _no_images(panel: Fallen) -> Missing:
+    spec, fell = panel.record.spec, len(fallen_rows(panel.rows)) > 0
+    reason = "its adversarial images were not kept" if fell else "no image fell"
     words = f"robench eval --model {spec.model.id} --attack {spec.attack.title} --threat {spec.threat}"
     return Missing(
-        panel="", line=panel.title, reason=reason, commands=() if path else (f"{words} --save-adversarials",)
+        panel="", line=panel.title, reason=reason, commands=(f"{words} --save-adversarials",) if fell else ()
     )
 
 
@@ -383,7 +382,9 @@ def _heat(panel: HeatMap) -> Sketch:
 
 
 def _samples(panel: Samples) -> Sketch:
-    shown = tuple((address(pixels), words) for pixels, words in zip(panel.pictures, panel.captions, strict=True))
+    shown = tuple(
+        (address(picture(pixels)), words) for pixels, words in zip(panel.pictures, panel.captions, strict=True)
+    )
     return Sketch(title=panel.title, described=panel.title, kind="samples", pictures=shown)
 
 

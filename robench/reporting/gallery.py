@@ -1,4 +1,8 @@
-"""Adversarial examples as pictures, from the images that `eval --save-adversarials` kept."""
+"""Adversarial examples as pictures, from the images that `eval --save-adversarials` kept.
+
+Those images are large and stay where they were made. The few pictures that pages show of them are kept as all pictures
+are (:mod:`robench.reporting.pictures`), so that a site comes out the same without the images.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from PIL import Image
 
 from robench.errors import UnsafeFile
 from robench.records import EvalRecord
-from robench.reporting.pictures import Pictures, address
+from robench.reporting.pictures import FallenPicture, Pictures, address, picture
 from robench.store import Rows
 
 #: Images of one evaluation.
@@ -52,13 +56,51 @@ def saved_images(reports: Path, record: EvalRecord) -> Path | None:
     return path if record.status == "complete" and path.is_file() else None
 
 
-def gallery(path: Path, record: EvalRecord, rows: Rows, pictures: Pictures) -> Gallery | None:
-    """Return pictures of the first images that fell, None where none did.
+def can_be_shown(record: EvalRecord, pictures: Pictures) -> bool:
+    """Tell whether images of a record, or pictures of them, were kept."""
+    return saved_images(pictures.root, record) is not None or pictures.fallen(record) is not None
 
-    Raises UnsafeFile for a file that is damaged or another record's.
+
+def gallery(record: EvalRecord, rows: Rows, pictures: Pictures) -> Gallery | None:
+    """Return pictures of the first images that fell, None where none did or none were kept.
+
+    Raises UnsafeFile for images that are damaged or another record's, UserError for damaged pictures.
     """
-    ids = rows["example_id"]
-    fell = np.flatnonzero(rows["attacked"] & ~rows["robust"])
+    fell = fallen_rows(rows)
+    path = saved_images(pictures.root, record)
+    images = {} if path is None else _read(path, record, rows["example_id"][fell])
+    known = pictures.fallen(record) or {}
+    fell = fell[np.isin(rows["example_id"][fell], list(known if path is None else images))][:_SHOWN]
+    if len(fell) == 0:
+        return None
+    ids = rows["example_id"][fell].tolist()
+    album = pictures.album(record.spec.examples, ids)
+    if path is not None:
+        known = {i: _taken(images[i], album.pictures.get(i)) for i in ids}
+        pictures.keep_fallen(record, known)
+    lengths = rows[record.spec.threat.norm.lower()]
+    shown = tuple(
+        Fallen(
+            example,
+            _name(album.classes, int(rows["label"][place])),
+            _name(album.classes, int(rows["adversarial_prediction"][place])),
+            float(lengths[place]),
+            album.pictures.get(example),
+            address(known[example].adversarial),
+            address(change) if (change := known[example].change) else None,
+        )
+        for place, example in zip(fell.tolist(), ids, strict=True)
+    )
+    return Gallery(record, shown, album.missing)
+
+
+def fallen_rows(rows: Rows) -> NDArray[np.intp]:
+    """Return the positions of the images that were right, and fell."""
+    return np.flatnonzero(rows["attacked"] & ~rows["robust"])
+
+
+def _read(path: Path, record: EvalRecord, ids: NDArray[np.int64]) -> dict[int, NDArray[Any]]:
+    """Return the first of these examples' images that the file holds."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             facts, kept = file.metadata() or {}, file.get_tensor("example_ids")
@@ -67,31 +109,16 @@ def gallery(path: Path, record: EvalRecord, rows: Rows, pictures: Pictures) -> G
                 record.spec.model.weights_sha256,
             ):
                 raise UnsafeFile(f"{path} holds images of another question; delete it")
-            fell = fell[np.isin(ids[fell], kept)][:_SHOWN]
-            places = np.searchsorted(kept, ids[fell])
-            images = [file.get_slice("adversarial_images")[int(p) : int(p) + 1][0] for p in places]
+            found = ids[np.isin(ids, kept)][:_SHOWN]
+            places = np.searchsorted(kept, found)
+            images = file.get_slice("adversarial_images")
+            return {int(i): images[int(p) : int(p) + 1][0] for i, p in zip(found, places, strict=True)}
     except (safetensors.SafetensorError, OSError) as error:
         raise UnsafeFile(f"{path} cannot be read ({error}); delete it and evaluate again") from None
-    if not images:
-        return None
-    album = pictures.album(record.spec.examples, ids[fell].tolist())
-    lengths = rows[record.spec.threat.norm.lower()]
-    shown = []
-    for place, image in zip(fell.tolist(), images, strict=True):
-        example = int(ids[place])
-        clean = album.pictures.get(example)
-        shown.append(
-            Fallen(
-                example,
-                _name(album.classes, int(rows["label"][place])),
-                _name(album.classes, int(rows["adversarial_prediction"][place])),
-                float(lengths[place]),
-                clean,
-                address((np.clip(image, 0, 1) * 255).round().astype(np.uint8)),
-                _change(image, clean),
-            )
-        )
-    return Gallery(record, tuple(shown), album.missing)
+
+
+def _taken(image: NDArray[Any], clean: str | None) -> FallenPicture:
+    return FallenPicture(picture((np.clip(image, 0, 1) * 255).round().astype(np.uint8)), _change(image, clean))
 
 
 def _name(classes: Sequence[str], label: int) -> str:
@@ -99,7 +126,7 @@ def _name(classes: Sequence[str], label: int) -> str:
 
 
 def _change(image: NDArray[Any], clean: str | None) -> str | None:
-    """Return what was added to the clean picture; None where that is not at hand pixel by pixel."""
+    """Return a picture of what was added to the clean one; None where that is not at hand pixel by pixel."""
     if clean is None or not clean.startswith("data:image/png"):
         return None
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(clean.partition(",")[2]))), np.float64) / 255
@@ -108,4 +135,4 @@ def _change(image: NDArray[Any], clean: str | None) -> str | None:
         return None
     added = image - before
     largest = max(float(np.abs(added).max()), 1e-12)
-    return address((127.5 + 127.5 * added / largest).round().astype(np.uint8))
+    return picture((127.5 + 127.5 * added / largest).round().astype(np.uint8))

@@ -3,6 +3,8 @@
 ::
 
     reports/pictures/<data set>-<split>-<sha256[:8]>.json    {"classes": [...], "pictures": {example id: picture}}
+    reports/pictures/fallen-<identity>.json                  {"outcomes_sha256": ..., "pictures": {example id: [after
+                                                             an evaluation's attack, what it added or null]}}
 
 A picture is the base64 text of a PNG file with the very pixels, or, of images larger than 64 pixels, of a JPEG file
 that is not larger. What was taken once is read from there, so that a site comes out the same on a machine without data.
@@ -17,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from PIL import Image
 
 from robench.datasets import ImageSet
 from robench.errors import UserError
-from robench.records import Examples
+from robench.records import EvalRecord, Examples
 from robench.store import file_name
 
 #: No side of a picture is longer.
@@ -45,6 +47,13 @@ class Album:
     """Why some are not there, as one sentence."""
 
 
+class FallenPicture(NamedTuple):
+    """An adversarial example."""
+
+    adversarial: str
+    change: str | None
+
+
 @dataclass
 class Pictures:
     """The pictures of one reports folder. Nothing is written until somebody asks for :meth:`files`."""
@@ -53,6 +62,7 @@ class Pictures:
     open_images: Callable[[Examples], ImageSet] | None = None
     """Returns the images of a split, or raises UserError where they are not at hand; None: never at hand."""
     _known: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    _fallen: dict[Path, tuple[str, dict[int, FallenPicture]] | None] = field(default_factory=dict)
     _changed: set[Path] = field(default_factory=set)
     _opened: dict[str, ImageSet | str] = field(default_factory=dict)
 
@@ -70,12 +80,36 @@ class Pictures:
                 for i, pixels in zip(absent, images.read(np.array(absent, np.int64)), strict=True):
                     known["pictures"][str(i)] = picture(pixels)
                 self._changed.add(path)
-        taken = {i: _address(known["pictures"][str(i)]) for i in wanted if str(i) in known["pictures"]}
+        taken = {i: address(known["pictures"][str(i)]) for i in wanted if str(i) in known["pictures"]}
         return Album(taken, known["classes"], reason)
+
+    def fallen(self, record: EvalRecord) -> dict[int, FallenPicture] | None:
+        """Return the pictures of adversarial examples that were kept of just this answer, by example id.
+
+        None where there are none; raises UserError for a damaged file.
+        """
+        path = self._path_of_fallen(record)
+        if path not in self._fallen:
+            self._fallen[path] = _read_fallen(path) if path.is_file() else None
+        found = self._fallen[path]
+        return found[1] if found and found[0] == record.outcomes_sha256 else None
+
+    def keep_fallen(self, record: EvalRecord, pictures: Mapping[int, FallenPicture]) -> None:
+        """Keep pictures of adversarial examples, in the place of earlier ones."""
+        path, found = self._path_of_fallen(record), (str(record.outcomes_sha256), dict(pictures))
+        if self.fallen(record) != found[1]:
+            self._fallen[path] = found
+            self._changed.add(path)
 
     def files(self) -> dict[Path, str]:
         """Return what is to be written so that the pictures are there next time."""
-        return {path: _text(self._known[path]) for path in sorted(self._changed)}
+        return {
+            path: _text(self._known[path]) if path in self._known else _text_of_fallen(self._fallen[path])
+            for path in sorted(self._changed)
+        }
+
+    def _path_of_fallen(self, record: EvalRecord) -> Path:
+        return self.root / "pictures" / f"fallen-{record.spec.identity}.json"
 
     def _path(self, examples: Examples) -> Path:
         name = f"{file_name(examples.dataset)}-{examples.split}-{examples.split_sha256[:8]}.json"
@@ -127,12 +161,8 @@ def picture(pixels: NDArray[np.uint8]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def address(pixels: NDArray[np.uint8]) -> str:
-    """Return an image `(C, H, W)` uint8 as a `data:` address."""
-    return _address(picture(pixels))
-
-
-def _address(text: str) -> str:
+def address(text: str) -> str:
+    """Return a picture as a `data:` address."""
     return f"data:image/{'jpeg' if text.startswith('/9j/') else 'png'};base64,{text}"
 
 
@@ -143,3 +173,22 @@ def _text(known: Mapping[str, Any]) -> str:
         "pictures": dict(sorted(known["pictures"].items(), key=lambda p: int(p[0]))),
     }
     return json.dumps(ordered, indent=0, ensure_ascii=False) + "\n"
+
+
+def _read_fallen(path: Path) -> tuple[str, dict[int, FallenPicture]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        pictures = {int(i): FallenPicture(*pair) for i, pair in found["pictures"].items()}
+        texts = [text for pair in pictures.values() for text in pair if text is not None]
+        if isinstance(found["outcomes_sha256"], str) and all(_BASE64.fullmatch(text) for text in texts):
+            return found["outcomes_sha256"], pictures
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{path} holds no pictures; delete it, robench eval --save-adversarials makes it again")
+
+
+def _text_of_fallen(found: tuple[str, Mapping[int, FallenPicture]] | None) -> str:
+    assert found is not None
+    outcomes, pictures = found
+    ordered = {"outcomes_sha256": outcomes, "pictures": dict(sorted(pictures.items()))}
+    return json.dumps(ordered, indent=0) + "\n"

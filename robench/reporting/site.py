@@ -24,7 +24,7 @@ from robench.records import Examples, ModelCard
 from robench.reporting.comparison import page_data, pictured_examples
 from robench.reporting.csv_files import curves_csv, grid_csv, table_csv
 from robench.reporting.curves import Drawing, curves_chart, training_charts
-from robench.reporting.gallery import Gallery, gallery, saved_images
+from robench.reporting.gallery import Gallery, can_be_shown, gallery
 from robench.reporting.inventory import add_files
 from robench.reporting.json_files import table_json
 from robench.reporting.latex import measured_latex
@@ -246,9 +246,8 @@ class Site:
         """Return the adversarial examples of the first evaluations whose images were kept."""
         found: list[Gallery] = []
         for stored in answers:
-            path = saved_images(self.pictures.root, stored.record)
-            if path and len(found) < _GALLERIES:
-                shown = gallery(path, stored.record, self.results.outcomes(stored.record), self.pictures)
+            if len(found) < _GALLERIES and can_be_shown(stored.record, self.pictures):
+                shown = gallery(stored.record, self.results.outcomes(stored.record), self.pictures)
                 found += [shown] if shown else []
         return found
 

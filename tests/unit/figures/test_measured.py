@@ -339,6 +339,12 @@ def test_perturbed_images_are_those_that_were_kept(world: World) -> None:
     assert sketch.gallery is not None
     assert [image.example for image in sketch.gallery.images] == [17, 18, 19]
     assert (shown.csv, shown.state) == (None, "in part")
+    for file, text in pictures.files().items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    path.unlink()
+    again = show_figure("sgr-figure-7", world.results, Archive(world.results), Pictures(world.store.root))
+    assert again.sketches == shown.sketches
 
 
 def test_the_file_has_what_is_drawn(world: World) -> None:

@@ -286,6 +286,21 @@ def test_saved_adversarial_examples_are_shown(store: Store) -> None:
         assert (before == images().images[example, 0]).all()
         assert (after == (moved[example, 0] * 255).round()).all()
         assert change.min() >= 127
+    # The pictures outlive the images and the data, as long as the answer is the one that they are of.
+    path.unlink()
+    assert write(store, open_images=None)["models/a.html"] == page
+    kept = store.root / "pictures" / f"fallen-{question.identity}.json"
+    text = kept.read_text()
+    assert list(json.loads(text)["pictures"]) == [str(example) for example in fell]
+    for damaged in (text.replace("outcomes_sha256", "outcomes"), text.replace(f'"{fell[0]}":', '"first":'), "{", "[]"):
+        kept.write_text(damaged)
+        with pytest.raises(UserError, match="holds no pictures; delete it"):
+            write(store)
+    kept.write_text(re.sub(r'"outcomes_sha256": "\w+"', '"outcomes_sha256": "of another answer"', text))
+    assert "Adversarial examples" not in write(store)["models/a.html"]
+    save_file({"example_ids": np.arange(N), "adversarial_images": moved}, path, metadata=facts)
+    assert write(store)["models/a.html"] == page
+    assert kept.read_text() == text
     save_file({"example_ids": np.arange(N), "adversarial_images": moved}, path, metadata={**facts, "identity": "other"})
     with pytest.raises(UnsafeFile, match="images of another question"):
         write(store)
