@@ -1,7 +1,7 @@
 """Amounts written as text, `"steps * max(targets, 1)"`: how an attack's ENTRY says, as a literal, what it costs.
 
-Names, whole numbers, `+`, `-`, `*`, parentheses, `max(...)`, `min(...)`, and `... if name else ...` or
-`... if name == "text" else ...`. Nothing else, and nothing is executed.
+Names, whole numbers, `+`, `-`, `*`, `//` by a positive whole number, parentheses, `max(...)`, `min(...)`, and
+`... if name else ...` or `... if name == "text" else ...`. Nothing else, and nothing is executed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 _FUNCTIONS = {"max": max, "min": min}
 
 
@@ -34,7 +34,7 @@ class Amount:
             amount._check(amount.tree)
         except (SyntaxError, TypeError, ValueError):
             raise ValueError(
-                f"{text!r} is no amount; write names and whole numbers joined by + - *, max(), min(), if and else, "
+                f"{text!r} is no amount; write names and whole numbers joined by + - * //, max(), min(), if and else, "
                 "like 'steps * max(targets, 1)'"
             ) from None
         return amount
@@ -48,6 +48,8 @@ class Amount:
             case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult(), right=right):
                 self._check(left)
                 self._check(right)
+            case ast.BinOp(left=left, op=ast.FloorDiv(), right=ast.Constant(value=int(by))) if by > 0:
+                self._check(left)
             case ast.Call(func=ast.Name(id="max" | "min"), args=[_, _, *_] as items, keywords=[]):
                 for item in items:
                     self._check(item)

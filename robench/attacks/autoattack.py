@@ -108,7 +108,9 @@ ENTRY = AttackEntry(
     source="Croce and Hein, arXiv:2003.01690, section 6",
     version=3,
     passes='steps * (40 if version == "rand" else (20 if version == "plus" else 1) + 2 * min(9, classes - 1))',
-    queries='0 if version == "rand" else queries',
+    # Square's, and those of FAB at half of its steps.
+    queries='0 if version == "rand" else queries + (steps + 1) // 2 * '
+    '(min(9, classes - 1) + (5 if version == "plus" else 0))',
     norms=("Linf", "L2"),
     presets={
         "autoattack-plus": {"version": "plus"},

@@ -235,6 +235,9 @@ ENTRY = AttackEntry(
     version=3,
     # Untargeted it looks at one or two boundaries a step, unless it is told to look at all.
     passes="steps * restarts * (min(targets, classes - 1) if targets else candidates if every_candidate else 2)",
+    # Looking at who has crossed before the step back costs a forward pass of its own.
+    queries='restarts * (min(targets, classes - 1) if targets else 1) * (steps if linearize == "departing" else '
+    '(steps + 1) // 2 if linearize == "departing-then-arrived" else 0)',
     norms=("Linf", "L2"),
     minimum_norm=True,
     presets={"fab-t": {"targets": 9}},

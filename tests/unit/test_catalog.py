@@ -57,10 +57,10 @@ def test_what_an_attack_costs_is_read_as_data(read):
     plugin = read(GOOD)["wiggle-9"]
     assert plugin.passes(plugin.settings(), classes=10) == (9, 0)
     costs = """version=2, passes="2 * steps - 1 if fast else max(classes, 4) * (steps + 1)",
-                        queries='100 if loss == "margin" else 0'"""
+                        queries='100 + (steps + 1) // 2 if loss == "margin" else 0'"""
     plugin = read(GOOD.replace("version=2", costs))["wiggle"]
     assert plugin.passes(plugin.settings(), classes=10) == (40, 0)
-    assert plugin.passes(plugin.settings({"loss": "margin"}), classes=2) == (16, 100)
+    assert plugin.passes(plugin.settings({"loss": "margin"}), classes=2) == (16, 102)
     assert plugin.passes(plugin.settings({"fast": True, "steps": 5}), classes=2) == (9, 0)
 
 
@@ -70,6 +70,8 @@ def test_what_an_attack_costs_is_read_as_data(read):
         ('passes="steps * restart"', "passes names restart, which is no whole-number parameter"),
         ('queries="size"', "queries names size, which is no whole-number parameter"),
         ('passes="steps ** 2"', "cannot be read"),
+        ('passes="steps // 0"', "cannot be read"),
+        ('passes="steps // restart"', "cannot be read"),
         ('passes="len(scales)"', "cannot be read"),
         ('passes="max(steps)"', "cannot be read"),
         ('passes="steps if loss == 3 else 1"', "cannot be read"),
