@@ -28,6 +28,7 @@ from robench.papers.work import (
     Passes,
     askings,
     check_scale,
+    datasets_of,
     evaluation_passes,
     makings,
     movings,
@@ -205,11 +206,11 @@ def evaluate_table(table: str, found: PaperTable, scale: ScaleName, doing: Doing
     """Answer what a table asks of the models that are there; return what could not be answered, and why."""
     problems, store = [], Store(doing.workspace.reports)
     known = cards(doing.workspace)
-    count = found.examples if scale == "paper" else found.scales[scale].examples
+    datasets = datasets_of(table, scale)
     for asking in askings(table, scale):
         if asking.model in known:
             try:
-                _ask(asking, count, store, doing)
+                _ask(asking, found.examples_at(scale, datasets.get(asking.model, "")), store, doing)
             except RobenchError as error:
                 problems.append(f"{asking.model}: {error}")
                 doing.say(problems[-1])
@@ -217,7 +218,8 @@ def evaluate_table(table: str, found: PaperTable, scale: ScaleName, doing: Doing
         pairs = tuple((t, s) for t, s in moving.pairs if t in known and s in known)
         try:
             if pairs:
-                _move(replace(moving, pairs=pairs), count, store, doing)
+                dataset = datasets.get(pairs[0][0], "")
+                _move(replace(moving, pairs=pairs), found.examples_at(scale, dataset), store, doing)
         except RobenchError as error:
             problems.append(f"{moving.attack} at {moving.threat}: {error}")
             doing.say(problems[-1])

@@ -115,17 +115,28 @@ class Source(Value):
     changes: tuple[str, ...] = ()
 
 
-class Scale(Value):
-    """How a table is computed below the paper's scale; the same for all of its rows."""
+class Smaller(Value):
+    """How recipes are made smaller, and what is asked of their models."""
 
     changes: tuple[str, ...]
-    """Of all recipes, as `--set` takes them."""
-    networks: Mapping[str, str] = Field(default_factory=dict)
-    """What takes the place of a network that is too large."""
+    """Of all of them, as `--set` takes them."""
     examples: PositiveInt
     """Test images that are attacked."""
     says: str
     """The same in words."""
+
+
+class Scale(Smaller):
+    """How a table is computed below the paper's scale; the same for all of its rows on a data set."""
+
+    datasets: Mapping[str, Smaller] = Field(default_factory=dict)
+    """What holds instead for the recipes of a data set, where a table has rows on several."""
+    networks: Mapping[str, str] = Field(default_factory=dict)
+    """What takes the place of a network that is too large."""
+
+    def of(self, dataset: str) -> Smaller:
+        """Return what holds for the recipes of a data set."""
+        return self.datasets.get(dataset, self)
 
 
 class PaperTable(Value):
@@ -155,6 +166,10 @@ class PaperTable(Value):
     columns: tuple[Column, ...] = ()
     rows: tuple[Row, ...] = ()
     sources: tuple[Source, ...] = ()
+
+    def examples_at(self, scale: ScaleName, dataset: str) -> int | None:
+        """Return how many images of a data set are looked at; None for all of the split."""
+        return self.examples if scale == "paper" else self.scales[scale].of(dataset).examples
 
     @model_validator(mode="after")
     def _is_rectangular(self) -> Self:
@@ -268,14 +283,15 @@ def changes_at(recipe: str, changes: tuple[str, ...], scale: ScaleName, table: s
     full = apply_settings(load_recipe(recipe), changes)
     paper = full.architecture.name if full.architecture else ""
     network = stated.networks.get(paper)
-    asked = (*stated.changes, *([f"architecture.name={network}"] if network else []))
+    smaller = stated.of(full.dataset)
+    asked = (*smaller.changes, *([f"architecture.name={network}"] if network else []))
     small = apply_settings(full, asked)
     share, adapted = small.epochs / full.epochs, []
     if share < 1 and isinstance(small.schedule, Step):
         adapted.append(f"schedule.milestones=[{', '.join(f'{share * m:.6g}' for m in small.schedule.milestones)}]")
     named = {key: getattr(small, key) for key in ("start", "teacher")}
     adapted += [f"{key}={scaled_name(other, scale)}" for key, other in named.items() if has_recipe(other)]
-    told = [small.scale, stated.says, *([f"{network} instead of {paper}"] if network else [])]
+    told = [small.scale, smaller.says, *([f"{network} instead of {paper}"] if network else [])]
     return (*changes, *asked, *adapted, f"scale={'; '.join(map(str, told))}")
 
 

@@ -384,7 +384,7 @@ class Evidence:
         if facts.attack is None and facts.certificate is None:
             return training
         if examples is None and table:
-            examples = table.scales[there].examples if there and there != "paper" else table.examples
+            examples = table.examples_at(there or "paper", load_recipe(facts.recipe or "").dataset)
         return (*training, command(scaled_name(model, there or "paper"), questions, examples=examples))
 
     def _count(

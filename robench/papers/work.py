@@ -224,21 +224,26 @@ def _size(dataset: str, examples: int | None) -> tuple[int, int] | None:
     return len(data.facts["classes"]) or 1000, examples or data.facts["images"]["test"]
 
 
+def datasets_of(table: str, scale: ScaleName) -> dict[str, str]:
+    """Return what the models of a table classify, as their recipes say."""
+    return {making.model: making.recipe.dataset for making in makings(table, scale) if making.recipe}
+
+
 def evaluation_passes(table: str, scale: ScaleName) -> dict[str, list[Passes]]:
     """Return what the questions of a table take at most, by the model that they are asked of; sources of transfers make
     their images once.
     """
     found = load_table(table)
-    examples = found.examples if scale == "paper" else found.scales[scale].examples
-    datasets = {m.model: m.recipe.dataset for m in makings(table, scale) if m.recipe}
+    datasets = datasets_of(table, scale)
     asked: dict[str, list[Passes | None]] = {}
     for asking in askings(table, scale):
         if data := datasets.get(asking.model):
-            own = asked.setdefault(asking.model, [])
+            own, examples = asked.setdefault(asking.model, []), found.examples_at(scale, data)
             own += [attack_passes(a, data, examples, votes=asking.decision.votes) for a in asking.attacks]
             own += [certificate_passes(c, data, examples) for c in asking.certificates]
     for moving in movings(table, scale):
         for source in dict.fromkeys(source for _, source in moving.pairs):
             if data := datasets.get(source):
-                asked.setdefault(source, []).append(attack_passes(moving.attack, data, examples))
+                passes = attack_passes(moving.attack, data, found.examples_at(scale, data))
+                asked.setdefault(source, []).append(passes)
     return {model: [p for p in passes if p] for model, passes in asked.items()}

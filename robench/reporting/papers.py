@@ -178,7 +178,11 @@ def _uses(filled: FilledTable, scale: str) -> bool:
 
 
 def _scale_text(scale: Any) -> str:
-    return f"{', '.join(scale.changes)}; {scale.examples:,} test images"
+    return "; ".join([_small(scale), *(f"on {name} {_small(smaller)}" for name, smaller in scale.datasets.items())])
+
+
+def _small(smaller: Any) -> str:
+    return f"{', '.join(smaller.changes)}; {smaller.examples:,} test images"
 
 
 def _marked(text: str, place: int | None) -> str:
