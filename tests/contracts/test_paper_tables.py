@@ -123,14 +123,34 @@ def test_a_model_is_the_same_in_all_tables(scale: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_scale_is_the_same_for_all_rows(name: str) -> None:
+def test_a_scale_is_the_same_for_all_rows_on_a_data_set(name: str) -> None:
     """Same epochs, same data, same choice of the epoch."""
-    for scale in load_table(name).scales:
+    for scale, stated in load_table(name).scales.items():
         recipes = [m.recipe for m in makings(name, scale) if m.recipe]
-        for key in ("epochs", "train_examples", "selection.metric", "selection.attack"):
+        assert set(stated.datasets) <= {recipe.dataset for recipe in recipes}
+        for key in ("dataset", "epochs", "train_examples", "batch_size", "selection.metric", "selection.attack"):
             group, _, field = key.partition(".")
-            values = {getattr(getattr(r, group), field) if field else getattr(r, group) for r in recipes}
-            assert len(values) <= 1, (name, scale, key, values)
+            told = [(r.dataset, getattr(getattr(r, group), field) if field else getattr(r, group)) for r in recipes]
+            assert len(set(told)) == len({dataset for dataset, _ in told}), (name, scale, key, told)
+
+
+def test_a_scale_may_be_another_on_another_data_set(site: Path) -> None:
+    """Table 8 has an MLP on MNIST and a CNN on CIFAR-10."""
+    recipes = {m.recipe.dataset: m.recipe for m in makings("emr-8", "reduced") if m.recipe}
+    table = load_table("emr-8")
+    stated = table.scales["reduced"]
+    for dataset in ("mnist", "cifar10"):
+        changes = dict(change.split("=") for change in stated.of(dataset).changes)
+        assert str(recipes[dataset].epochs) == changes["epochs"]
+        assert str(recipes[dataset].train_examples) == changes["train_examples"]
+        assert stated.of(dataset).says in (recipes[dataset].scale or "")
+    assert (table.examples_at("reduced", "mnist"), table.examples_at("reduced", "cifar10")) == (10_000, 2_500)
+    assert table.examples_at("paper", "cifar10") is None
+    passes = evaluation_passes("emr-8", "reduced")
+    margins = {model: max(p.forward for p in passes[f"emr-{model}-st-emr-reduced"]) for model in ("mlp", "cnn")}
+    assert margins["mlp"] == 4 * margins["cnn"]
+    said = html.unescape((site / "paper-emr.html").read_text())
+    assert "on cifar10 epochs=5, train_examples=10000, batch_size=32" in said
 
 
 def test_milestones_keep_their_share_and_a_teacher_its_scale() -> None:
