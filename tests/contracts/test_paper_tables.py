@@ -150,7 +150,7 @@ def test_a_scale_may_be_another_on_another_data_set(site: Path) -> None:
     margins = {model: max(p.forward for p in passes[f"emr-{model}-st-emr-reduced"]) for model in ("mlp", "cnn")}
     assert margins["mlp"] == 4 * margins["cnn"]
     said = html.unescape((site / "paper-emr.html").read_text())
-    assert "on cifar10 epochs=5, train_examples=10000, batch_size=32" in said
+    assert "on cifar10 epochs=5, train_examples=10000, batch_size=16" in said
 
 
 def test_milestones_keep_their_share_and_a_teacher_its_scale() -> None:
