@@ -40,3 +40,15 @@ def initialise_like_he(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def keep_the_signal(module: nn.Module) -> None:
+    """Draw weights from N(0, 2 / fan-in) and set biases to 0: the signal keeps its variance through layers with ReLU.
+
+    He et al., arXiv:1502.01852, equation 10.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from robench.architectures._layers import keep_the_signal
 from robench.catalog import ArchitectureEntry, PositiveInt
 
 
@@ -32,10 +33,7 @@ def build(
         incoming = width
     network = nn.Sequential(*layers, nn.Linear(incoming, num_classes))
     if initialization == "kaiming":
-        for layer in network:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        keep_the_signal(network)
     return network
 
 

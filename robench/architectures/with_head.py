@@ -83,6 +83,7 @@ ENTRY = ArchitectureEntry(
         "mlp_4x1024_unbiased": 3_962_880,
         "mlp_4x256_unbiased": 400_896,
         "emr_cnn_unbiased": 276_416,
+        "emr_cnn_half_unbiased": 70_112,
     },
     presets={
         "wrn_34_10_cosine": {"network": "wrn_34_10"},
@@ -93,6 +94,7 @@ ENTRY = ArchitectureEntry(
         "mlp_4x1024_unbiased": {"network": "mlp_4x1024", "head": "unbiased"},
         "mlp_4x256_unbiased": {"network": "mlp_4x256", "head": "unbiased"},
         "emr_cnn_unbiased": {"network": "emr_cnn", "head": "unbiased"},
+        "emr_cnn_half_unbiased": {"network": "emr_cnn_half", "head": "unbiased"},
     },
     preset_shapes={
         "small_cnn_cosine": (1, 28, 28),

@@ -73,6 +73,7 @@ BY_HAND = {
     # 28 -> 14 -> 7
     "lenet5": conv(5, 1, 32) + conv(5, 32, 64) + dense(64 * 7 * 7, 1024) + dense(1024, 10),
     "mlp_4x1024": dense(784, 1024) + 3 * dense(1024, 1024) + dense(1024, 10),
+    "emr_cnn_half": conv(5, 3, 16) + conv(5, 16, 32) + conv(3, 32, 64) + conv(3, 64, 64) + dense(64, 10),
     "emr_cnn": conv(5, 3, 32) + conv(5, 32, 64) + conv(3, 64, 128) + conv(3, 128, 128) + dense(128, 10),
     "digits_cnn": conv(3, 1, 16) + conv(3, 16, 32) + conv(3, 32, 32) + dense(32 * 4 * 4, 32) + dense(32, 10),
     "resnet20": conv(3, 3, 16, bias=False) + batch_norm(16) + basic_stage(3, 16, 16) + basic_stage(3, 16, 32)

@@ -135,6 +135,19 @@ def test_mlp_keeps_the_scale_of_its_signal_and_may_start_as_torch_does() -> None
     torch.testing.assert_close(torch.tensor(spread["torch"]), torch.full((5,), 1 / 3), rtol=0.12, atol=0)
 
 
+def test_emr_cnn_keeps_the_scale_of_its_signal_and_may_start_as_torch_does() -> None:
+    images = some_images(64, 3, 32, 32).float()
+    for kind in ("kaiming", "torch"):
+        model = emr_cnn.build(num_classes=10, input_shape=(3, 32, 32), initialization=kind)
+        layers = [part for part in model if isinstance(part, nn.Conv2d | nn.Linear)]
+        assert all(bool(part.bias.any()) == (kind == "torch") for part in layers)
+        spread = [float(part.weight.detach().var()) * part.weight[0].numel() for part in layers]
+        expected = torch.full((5,), 2.0 if kind == "kaiming" else 1 / 3)
+        torch.testing.assert_close(torch.tensor(spread), expected, rtol=0.15, atol=0)
+        squares = model[:9](images).square().mean() / images.square().mean()
+        assert squares > 0.2 if kind == "kaiming" else squares < 0.01
+
+
 def test_digits_cnn_learns_the_digits_in_seconds() -> None:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
