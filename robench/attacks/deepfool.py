@@ -15,7 +15,7 @@ from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
 
-#: An example leaves after so many rounds that ended farther from the image than one before.
+#: An example leaves after so many rounds that got farther from the image than one before had ended.
 _ROUNDS_IN_VAIN = 2
 
 
@@ -40,7 +40,8 @@ def deepfool(
     Three things are not the paper's, and each can be turned off. Steps that are clamped to the box fall short of the
     boundary where pixels are black or white, and come to rest there, so a step is the shortest one *in the box* that
     reaches it. Where the boundary was crossed a new round begins half way back to the image, with a linearisation that
-    is nearer to the boundary than the image's. And in the end the straight line back to the image is searched.
+    is nearer to the boundary than the image's; a round that gets farther out than one before had ended is over, too.
+    And in the end the straight line back to the image is searched.
     ``box="clamp", rounds=1, final_search=0, every_candidate=True`` is the paper's attack as other libraries have it.
 
     Args:
@@ -55,7 +56,7 @@ def deepfool(
         candidates: to how many other classes, those of the largest logits at the image, the boundaries are compared;
             at least top-k, at most all others.
         box: `aware` steps to the nearest point of the boundary in the box; `clamp` to the nearest of all, clamped.
-        rounds: at most so many; an example leaves after two that ended farther from the image than one before.
+        rounds: at most so many; an example leaves after two that got farther from the image than one before had ended.
         every_candidate: compute the gradients of all candidates at every step, instead of those which may be nearest
             by how steep they were when last looked at.
         final_search: points tried between what was found and the image at the end.
@@ -77,17 +78,20 @@ def deepfool(
         boundary = nearest_boundary(run, norm=threat.norm, criterion=criterion, every=every_candidate, either_side=True)
         broken = surely_broken(boundary.logits, run.labels, criterion)
         nearest.keep(run, broken, threat.norm)
-        ended[run.rows] += broken.long()
-        in_vain[run.rows] += (broken & (nearest.last > nearest.distance)[run.rows]).long()
+        # A round goes outwards: who stands farther out than what was found before will find nothing nearer in it.
+        farther = (nearest.last > nearest.distance)[run.rows]
+        over = broken | farther
+        ended[run.rows] += over.long()
+        in_vain[run.rows] += farther.long()
         goes_on = (ended[run.rows] < rounds) & (in_vain[run.rows] < _ROUNDS_IN_VAIN)
         # Looking makes an accelerator's host wait, but so does choosing boundaries, at every step anyway.
-        keep = (~broken | goes_on).nonzero().squeeze(1)
+        keep = (~over | goes_on).nonzero().squeeze(1)
         if step == steps or len(keep) == 0:
             break
-        begin = torch.where(per_example(broken, run.points), (run.points + run.images) / 2, run.points)
+        begin = torch.where(per_example(over, run.points), (run.points + run.images) / 2, run.points)
         # The linearisation holds all along the line.
         gap = boundary.gap + _inner(boundary.normal, run.points - begin)
-        gap = gap_to_cross(gap, boundary.normal, ~broken, threat.norm)
+        gap = gap_to_cross(gap, boundary.normal, ~over, threat.norm)
         way = _way(begin, boundary.normal, gap, threat.norm, aware=box == "aware")
         run = run.at((begin + (1 + overshoot) * way).clamp(0.0, 1.0))
         run = run[keep] if len(keep) < len(run.rows) else run
@@ -113,7 +117,7 @@ ENTRY = AttackEntry(
     attack=deepfool,
     summary="steps to the nearest linearised decision boundary until it is crossed",
     source="Moosavi-Dezfooli et al., arXiv:1511.04599, algorithm 2 and section 3.3",
-    version=2,
+    version=3,
     norms=("L2", "Linf"),
     minimum_norm=True,
 )

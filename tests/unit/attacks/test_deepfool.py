@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from robench.attacks._boundaries import surely_broken
 from robench.attacks.deepfool import deepfool
 from robench.checkpoints import load_model
 from robench.datasets import open_split
-from robench.losses import Criterion
+from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import distance, project_onto_hyperplane
 from robench.random_streams import RandomStream
 from robench.target import Ledger, Target
@@ -139,6 +140,40 @@ def test_more_rounds_and_the_final_search_never_lead_farther_away(norm):
     searched = length(rounds=1, final_search=6)
     assert (searched <= once + 1e-12).all()
     assert (searched < 0.999 * once).any()
+
+
+class Wavy(nn.Module):
+    """A linear model of five classes and 16 pixels with waves: steps fall short of its boundaries and turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.visited = Linear(5, 16).requires_grad_(False), []
+
+    def forward(self, images):
+        logits = self.linear(images) + self.linear((40 * images).sin()).roll(1, dims=1) / 20
+        self.visited.append((images.detach().clone(), logits.detach()))
+        return logits
+
+
+@both_norms
+def test_a_round_is_over_where_it_gets_farther_than_one_before_had_ended(norm):
+    """Two such rounds end the attack, however many are asked for."""
+    model, given_up, nearer_after = Wavy(), 0, 0
+    for image in pictures(60).split(1):
+        label = model(image).argmax(1)
+        model.visited.clear()
+        attacked(model, image, label, norm, rounds=50, steps=200, final_search=0)
+        best, outside, standing = torch.inf, 0, False
+        for point, logits in model.visited:
+            assert outside < 2, "it goes on after two rounds in vain"
+            away, broken = distance(point - image, norm).item(), surely_broken(logits, label, TOP_1).item()
+            outside += away > best
+            nearer_after += standing and broken and away < best
+            standing |= away > best and not broken
+            best = min(best, away) if broken else best
+        given_up += standing
+    assert given_up > 5, "there are rounds that are over before they crossed"
+    assert nearer_after, "the next one begins half way back, too"
 
 
 @both_norms
