@@ -4,9 +4,10 @@ python -m benchmarks.parity [--model NAME ...] [--attack NAME ...] [--examples N
 
 An attack that begins at random points leaves more or fewer images standing by luck, by four of 200 images between two
 seeds of PGD in L2. With several seeds the means are compared, and a difference within their standard error is called
-luck. What was measured is written after every question, and replaces only the same question's earlier answer: so it can
-be run in pieces. `parity.json` has the counts, `parity.csv` every example on which a library is stronger than robench,
-or robench than a library.
+luck. What was measured is written after every question, and replaces only the same question's earlier answer. Every
+hundred examples that an implementation answered with a seed are kept under `--cache`, so that an interrupted run goes
+on, and one with more examples or seeds adds to what is known. `parity.json` has the counts, `parity.csv` every example
+on which a library is stronger than robench, or robench than a library.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from numpy.typing import NDArray
 from benchmarks.problems import SETTINGS, Choice, empty, trained
 from benchmarks.standings import FACTOR, POINTS
 from robench import backends, planning
-from robench.checkpoints import load_model
+from robench.checkpoints import load_model, state_sha256
 from robench.classifier import Classifier, keep_large_buffers
-from robench.datasets import ImageSet, open_split, select_examples
+from robench.datasets import ImageSet, fixed_shuffle, open_split, select_examples
 from robench.errors import UnknownName, UserError
-from robench.evaluation.shards import Shard
+from robench.evaluation.shards import Rows, Shard
 from robench.evaluation.worker import Worker
 from robench.provenance import PACKAGE, code_version, device_name
-from robench.records import Configured, EvalSpec, ModelIdentity
+from robench.records import Configured, EvalSpec, ModelIdentity, canonical_hash
 from robench.registry import find_card
 from robench.threat_model import ThreatModel
 from robench.workspace import Workspace
@@ -56,6 +57,8 @@ _EQUAL = 0.01
 NAMES = ("model", "threat", "attack", "backend", "example_id", "native", "other")
 OUT = Path("benchmarks") / "results"
 CACHE = Path("build") / "benchmarks"
+#: Examples that are asked and kept at a time. The other libraries' random numbers belong to the batch.
+PIECE = 100
 
 
 @dataclass
@@ -136,6 +139,59 @@ class Question:
 Row = dict[str, Any]
 
 
+class Broke(RuntimeError):
+    """An attack has no answer."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an implementation found with one seed."""
+
+    rows: Rows
+    notes: frozenset[str]
+    seconds: float
+    commits: frozenset[str]
+    """Of robench, when it was asked."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Asks for `PIECE` examples at a time, and keeps what was found in a folder; without one it asks again."""
+
+    folder: Path | None = None
+
+    def ask(self, worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Found:
+        """Return the answer about all examples; raise Broke where there is none."""
+        parts = [self._part(worker, spec, ids[i : i + PIECE]) for i in range(0, len(ids), PIECE)]
+        return Found(
+            rows={name: np.concatenate([part.rows[name] for part in parts]) for name in parts[0].rows},
+            notes=frozenset().union(*(part.notes for part in parts)),
+            seconds=sum(part.seconds for part in parts),
+            commits=frozenset().union(*(part.commits for part in parts)),
+        )
+
+    def _part(self, worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Found:
+        asked = spec.model_dump(mode="json", exclude={"examples": {"count", "ids_sha256"}})
+        place = [asked, np.sort(ids).tolist(), device_name(worker.device), torch.__version__]
+        path = self.folder / f"{canonical_hash(place)}.npz" if self.folder else None
+        if path and path.is_file():
+            with np.load(path) as kept:
+                rows = {name: kept[name] for name in kept.files}
+            told = json.loads(str(rows.pop("told")))
+            return Found(rows, frozenset(told["notes"]), told["seconds"], frozenset(told["commits"]))
+        result = worker(Shard(spec, np.sort(ids)))
+        if result.error:
+            raise Broke(result.error.message)
+        found = Found(result.rows, result.notes, result.cost.seconds, frozenset({code_version(PACKAGE)}))
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            told = {"notes": sorted(found.notes), "seconds": found.seconds, "commits": sorted(found.commits)}
+            unfinished = path.with_suffix(".part.npz")
+            np.savez_compressed(unfinished, told=np.array(json.dumps(told)), **found.rows)
+            unfinished.replace(path)
+        return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(arguments)
@@ -160,7 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of parity.json and parity.csv")
     parser.add_argument("--data-root", type=Path, help="default ROBENCH_DATA")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the weights made here")
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="folder of the weights made here, and of the answers so far"
+    )
     return parser
 
 
@@ -180,41 +238,47 @@ def questions(
 ) -> Iterator[tuple[Question, list[Row]]]:
     """Yield every question about a model with its disagreements; attacks that the catalog lacks are skipped loudly."""
     worker = Worker(model, images, device=torch.device(options.device), precision="fp32")
+    weights = state_sha256(model.network)
     for text in MODELS[name]:
         threat = ThreatModel.parse(text)
         for attack in options.attack or ATTACKS:
             try:
-                spec, ids = plan(name, images, threat, attack, options.examples)
+                spec, ids = plan(name, images, threat, attack, options.examples, weights=weights)
             except UnknownName as error:
                 print(f"skipped: {error}", flush=True)
                 continue
             except UserError:  # has no form for this norm
                 continue
             specs = [spec.model_copy(update={"seed": seed}) for seed in range(options.seeds)]
-            yield ask(worker, specs, ids, options.backend or backends.names()[1:])
+            pieces = Pieces(options.cache / "parity")
+            yield ask(worker, specs, ids, options.backend or backends.names()[1:], pieces)
 
 
 def plan(
-    name: str, images: ImageSet, threat: ThreatModel, attack: str, count: int, backend: str = backends.NATIVE
+    name: str, images: ImageSet, threat: ThreatModel, attack: str, count: int, *, weights: str = "0" * 64
 ) -> tuple[EvalSpec, NDArray[np.int64]]:
-    """Return the question as `robench eval` would put it, and the examples' positions."""
-    examples, ids = select_examples(images, dataset=name, split="test", count=count)
-    identity = ModelIdentity(id=name, weights_sha256="0" * 64, architecture=Configured(name=name))
-    (spec,) = planning.plan(planning.Request(identity, examples, [threat], [attack], backend=backend))
-    return spec, ids
+    """Return the question as `robench eval` would put it, and the examples' positions in the order of the shuffle."""
+    examples, _ = select_examples(images, dataset=name, split="test", count=count)
+    identity = ModelIdentity(id=name, weights_sha256=weights, architecture=Configured(name=name))
+    (spec,) = planning.plan(planning.Request(identity, examples, [threat], [attack]))
+    return spec, fixed_shuffle(len(images))[:count]
 
 
 def ask(
-    worker: Worker, specs: Sequence[EvalSpec], ids: NDArray[np.int64], libraries: Sequence[str]
+    worker: Worker,
+    specs: Sequence[EvalSpec],
+    ids: NDArray[np.int64],
+    libraries: Sequence[str],
+    pieces: Pieces | None = None,
 ) -> tuple[Question, list[Row]]:
     """Let robench and every library that offers it answer a question, once per seed; return it with the disagreements
     of the first.
     """
     spec = specs[0]
     minimum_norm, column = planning.is_minimum_norm(spec), spec.threat.norm.lower()
-    natives = [worker(Shard(one, ids)) for one in specs]
-    if broke := next((native.error for native in natives if native.error), None):
-        raise RuntimeError(f"{spec.attack.title}: {broke.message}")
+    pieces = pieces or Pieces()
+    natives = [pieces.ask(worker, one, ids) for one in specs]
+    commits = {commit for native in natives for commit in native.commits}
     reached = reached_of(natives[0].rows, column, minimum_norm=minimum_norm)
     question = Question(
         model=spec.model.id,
@@ -228,7 +292,6 @@ def ask(
         measured={
             "device": device_name(worker.device),
             "torch": torch.__version__,
-            "commit": code_version(PACKAGE),
         },
     )
     rows: list[Row] = []
@@ -244,10 +307,12 @@ def ask(
             question.failures[library] = str(error)
             continue
         attack = spec.attack.model_copy(update=fields)
-        others = [worker(Shard(one.model_copy(update={"attack": attack}), ids)) for one in specs]
-        if broke := next((other.error for other in others if other.error), None):
-            question.failures[library] = broke.message
+        try:
+            others = [pieces.ask(worker, one.model_copy(update={"attack": attack}), ids) for one in specs]
+        except Broke as error:
+            question.failures[library] = str(error)
             continue
+        commits |= {commit for other in others for commit in other.commits}
         found = reached_of(others[0].rows, column, minimum_norm=minimum_norm)
         answer = answer_of(others, column, minimum_norm, fields["backend"].partition(" ")[2])
         stronger, weaker = found < (1 - _EQUAL) * reached, reached < (1 - _EQUAL) * found
@@ -262,6 +327,7 @@ def ask(
             }
             for i in (stronger | weaker).nonzero()[0]
         ]
+    question.measured["commit"] = ", ".join(sorted(commits))
     return question, rows
 
 
@@ -275,14 +341,14 @@ def reached_of(rows: Any, column: str, *, minimum_norm: bool) -> NDArray[np.floa
     return np.where(~rows["attacked"], 0.0, np.where(fallen, length, np.inf))
 
 
-def answer_of(results: Sequence[Any], column: str, minimum_norm: bool, version: str) -> Answer:
+def answer_of(results: Sequence[Found], column: str, minimum_norm: bool, version: str) -> Answer:
     """Return what an implementation found with each seed, in numbers."""
     return Answer(
         version=version,
         robust=[int(result.rows["robust"].sum()) for result in results],
         medians=[_median(result.rows, column) for result in results] if minimum_norm else [],
         notes=sorted({note for result in results for note in result.notes}),
-        seconds=round(sum(result.cost.seconds for result in results), 2),
+        seconds=round(sum(result.seconds for result in results), 2),
     )
 
 

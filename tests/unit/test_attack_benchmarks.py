@@ -254,6 +254,42 @@ def test_parity_asks_with_every_seed(problem, worker, monkeypatch):
     assert rows == []
 
 
+def test_parity_adds_to_what_is_known(problem, worker, monkeypatch, tmp_path):
+    """More examples and seeds ask for those alone; an interrupted run goes on; other weights are another question."""
+    asked = []
+
+    def counting(shard):
+        asked.append((shard.spec.seed, len(shard.ids)))
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        return worker(shard)
+
+    counting.device, stop = worker.device, None
+    monkeypatch.setattr(parity, "PIECE", 30)
+    pieces, threat = parity.Pieces(tmp_path), ThreatModel.parse("Linf@0.05")
+
+    def ask(count, seeds, **changes):
+        asked.clear()
+        spec, ids = parity.plan("tiny", problem.pixels, threat, "pgd:steps=2", count, **changes)
+        specs = [spec.model_copy(update={"seed": seed}) for seed in range(seeds)]
+        return parity.ask(counting, specs, ids, [], pieces)[0].native.robust, list(asked)
+
+    stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        ask(60, 1)
+    stop = None
+    first, calls = ask(60, 1)
+    assert calls == [(0, 30)]
+    more, calls = ask(80, 2)
+    assert calls == [(0, 20), (1, 30), (1, 30), (1, 20)]
+    assert ask(80, 2) == (more, [])
+    assert ask(60, 1) == (first, [])
+    spec, ids = parity.plan("tiny", problem.pixels, threat, "pgd:steps=2", 80)
+    whole = worker(parity.Shard(spec, np.sort(ids)))
+    assert more[0] == whole.rows["robust"].sum(), "robench's answer is that to all examples at once"
+    assert len(ask(60, 1, weights="1" * 64)[1]) == 2
+
+
 def test_parity_of_norms_is_by_the_median(problem, worker, monkeypatch):
     spec, ids = parity.plan("tiny", problem.pixels, ThreatModel.parse("L2@0.5"), "fab:steps=20", 80)
     stands_for(monkeypatch, "fab:steps=1,final_search=0")
