@@ -269,11 +269,15 @@ def _move(moving: Moving, count: int | None, store: Store, doing: Doing) -> None
 
 
 def costs(table: str, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
-    """Return what each model of a table would cost: its training, and at most its evaluation."""
+    """Return what each model of a table would cost: its training, and at most its evaluation.
+
+    That of a model which starts or learns from another of the table is known when that one is there.
+    """
     known = cards(doing.workspace)
-    asked = evaluation_passes(table, scale)
+    asked, planned = evaluation_passes(table, scale), makings(table, scale)
+    absent = {making.model for making in planned} - known.keys()
     rows = []
-    for making in makings(table, scale):
+    for making in planned:
         evaluation = asked.get(making.model, [])
         row: dict[str, Any] = {
             "model": making.model,
@@ -282,7 +286,9 @@ def costs(table: str, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
             "evaluation passes at most": sum(p.gradient + p.forward for p in evaluation),
             "evaluation seconds at most": None,
         }
-        if making.recipe is not None:
+        if making.recipe is not None and (first := absent & {making.recipe.start, making.recipe.teacher}):
+            row["status"] = f"to train after {' and '.join(sorted(filter(None, first)))}"
+        elif making.recipe is not None:
             row |= _timed(making, evaluation, trained=making.model in known, doing=doing)
         rows.append(row)
     return rows
@@ -323,5 +329,10 @@ def print_costs(table: str, scale: ScaleName, rows: Sequence[dict[str, Any]]) ->
     ]
     columns = ["model", "status", "training", "evaluation passes at most", "evaluation at most"]
     print_table(columns, cells, title=f"{table} at scale {scale} (nothing was computed)")
+    unknown = sum(row["training seconds"] is None for row in rows)
     total = sum((row["training seconds"] or 0) + (row["evaluation seconds at most"] or 0) for row in rows)
-    print(f"in all about {duration(total)} at most, without what is answered already being left out")
+    if unknown < len(rows):
+        others = f", and {unknown} of the models, of which it is not known" if unknown else ""
+        print(f"in all about {duration(total)} at most{others}, without what is answered already being left out")
+    else:
+        print("how long it takes is not known of any of the models")

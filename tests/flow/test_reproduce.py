@@ -181,6 +181,19 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
     assert sorted(workspace.rglob("*")) == before
 
 
+def test_a_dry_run_says_what_it_cannot_know_yet(workspace, robench, digits_table, monkeypatch):
+    """A student of a teacher that is not trained; and nothing at all without the data."""
+    status, out, err = robench("reproduce", "heat-5", "--scale", "smoke", "--dry-run", "--device", "cpu", "--json")
+    assert status == 0, err
+    rows = {row["model"]: row for row in json.loads(out)}
+    assert rows["heat-cifar10-smoke"]["status"] == "to train after heat-baseline-cifar10-smoke"
+    assert rows["heat-cifar10-smoke"]["training seconds"] is None
+    status, out, err = robench("reproduce", "heat-5", "--scale", "smoke", "--dry-run", "--data-root", "nowhere")
+    assert status == 0, err
+    assert "how long it takes is not known of any of the models" in out
+    assert "in all" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
