@@ -125,6 +125,10 @@ class Smaller(Value):
     says: str
     """The same in words."""
 
+    def told(self, *also: str) -> str:
+        """Return all of it for a reader, `also` after the changes."""
+        return f"{', '.join((*self.changes, *also))}, {self.examples:,} test images"
+
 
 class Scale(Smaller):
     """How a table is computed below the paper's scale; the same for all of its rows on a data set."""
@@ -137,6 +141,13 @@ class Scale(Smaller):
     def of(self, dataset: str) -> Smaller:
         """Return what holds for the recipes of a data set."""
         return self.datasets.get(dataset, self)
+
+    def told_everywhere(self) -> str:
+        """Return what holds, for a reader, with what takes the place of which network and other data sets' scales."""
+        networks = [f"{small} instead of {paper}" for paper, small in self.networks.items()]
+        return "; ".join(
+            [self.told(*networks), *(f"on {name} {other.told()}" for name, other in self.datasets.items())]
+        )
 
 
 class PaperTable(Value):

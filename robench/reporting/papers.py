@@ -167,7 +167,7 @@ def paper_table_latex(filled: FilledTable) -> str:
             ours = [_marked(latex_text(cell.text or ""), cell.place) for cell in cells]
             lines.append("    " + " & ".join([label, *ours]) + r" \\")
     lines += [r"    \bottomrule", r"  \end{tabular}"]
-    small = [f"{name}: {_scale_text(scale)}" for name, scale in table.scales.items() if _uses(filled, name)]
+    small = [f"{name}: {scale.told_everywhere()}" for name, scale in table.scales.items() if _uses(filled, name)]
     if small:
         lines.append(rf"  \par\smallskip\footnotesize {latex_text('; '.join(small))}")
     return "\n".join([*lines, r"\end{table}", ""])
@@ -175,14 +175,6 @@ def paper_table_latex(filled: FilledTable) -> str:
 
 def _uses(filled: FilledTable, scale: str) -> bool:
     return any(cell.scale == scale for row in filled.cells for cell in row)
-
-
-def _scale_text(scale: Any) -> str:
-    return "; ".join([_small(scale), *(f"on {name} {_small(smaller)}" for name, smaller in scale.datasets.items())])
-
-
-def _small(smaller: Any) -> str:
-    return f"{', '.join(smaller.changes)}; {smaller.examples:,} test images"
 
 
 def _marked(text: str, place: int | None) -> str:
