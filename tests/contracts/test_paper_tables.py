@@ -151,6 +151,7 @@ def test_a_scale_may_be_another_on_another_data_set(site: Path) -> None:
     assert margins["mlp"] == 2 * margins["cnn"]
     said = html.unescape((site / "paper-emr.html").read_text())
     assert "on cifar10 epochs=5, train_examples=20000, batch_size=32" in said
+    assert "emr_cnn_half instead of emr_cnn" in said
 
 
 def test_milestones_keep_their_share_and_a_teacher_its_scale() -> None:
