@@ -185,13 +185,17 @@ def training_passes(recipe: Recipe) -> Passes | None:
 
 
 def attack_passes(attack: str, dataset: str, examples: int | None, *, votes: int = 1) -> Passes | None:
-    """Return what an attack takes at most; None where the size of its data is not known."""
+    """Return what an attack takes at most; None where the size of its data is not known.
+
+    It searches the network itself; only the judge votes: on the image, on what was found, and on that in 8 bits. Where
+    one pass decides, that is left out.
+    """
     size = _size(dataset, examples)
     if size is None:
         return None
     plugin, parameters = planning.attack_settings(attack)
     gradient, forward = plugin.passes(parameters, classes=size[0])
-    return Passes(gradient * votes * size[1], forward * votes * size[1])
+    return Passes(gradient * size[1], (forward + (3 * votes if votes > 1 else 0)) * size[1])
 
 
 def certificate_passes(certificate: str, dataset: str, examples: int | None) -> Passes | None:
