@@ -164,7 +164,7 @@ def test_milestones_keep_their_share_and_a_teacher_its_scale() -> None:
     order = [m.model for m in makings("heat-5", "reduced")]
     assert order.index("heat-baseline-cifar10-reduced") < order.index("heat-cifar10-reduced")
     changes = changes_at("heat-cifar10", (), "reduced", "heat-5")
-    assert any(change.startswith("scale=1 of 200 epochs") for change in changes)
+    assert any(change.startswith("scale=3 of 200 epochs") for change in changes)
 
 
 def test_claims_are_decided_by_the_printed_values(tmp_path: Path) -> None:
