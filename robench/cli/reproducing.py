@@ -32,7 +32,10 @@ from robench.papers.work import (
     evaluation_passes,
     makings,
     movings,
+    training_passes,
 )
+from robench.recipe import Recipe
+from robench.records import Configured
 from robench.registry import cards
 from robench.reporting.formatting import duration
 from robench.store import Store
@@ -269,13 +272,10 @@ def _move(moving: Moving, count: int | None, store: Store, doing: Doing) -> None
 
 
 def costs(table: str, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
-    """Return what each model of a table would cost: its training, and at most its evaluation.
-
-    That of a model which starts or learns from another of the table is known when that one is there.
-    """
+    """Return what each model of a table would cost: its training, and at most its evaluation."""
     known = cards(doing.workspace)
     asked, planned = evaluation_passes(table, scale), makings(table, scale)
-    absent = {making.model for making in planned} - known.keys()
+    absent = {m.model: m.recipe for m in planned if m.model not in known and m.recipe is not None}
     rows = []
     for making in planned:
         evaluation = asked.get(making.model, [])
@@ -286,29 +286,53 @@ def costs(table: str, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
             "evaluation passes at most": sum(p.gradient + p.forward for p in evaluation),
             "evaluation seconds at most": None,
         }
-        if making.recipe is not None and (first := absent & {making.recipe.start, making.recipe.teacher}):
-            row["status"] = f"to train after {' and '.join(sorted(filter(None, first)))}"
-        elif making.recipe is not None:
-            row |= _timed(making, evaluation, trained=making.model in known, doing=doing)
+        if making.recipe is not None:
+            recipe = making.recipe
+            if first := [name for name in (recipe.start, recipe.teacher) if name in absent]:
+                row["status"] += f" after {' and '.join(first)}"
+                recipe = _standing_alone(recipe, absent[first[0]])
+            row |= _timed(making, recipe, evaluation, trained=making.model in known, doing=doing)
         rows.append(row)
     return rows
 
 
-def _timed(making: Making, evaluation: Sequence[Passes], *, trained: bool, doing: Doing) -> dict[str, Any]:
-    """Time a pass of a model's network, and say what its training and evaluation take by that."""
+def _standing_alone(recipe: Recipe, other: Recipe) -> Recipe:
+    """Return standard training of the recipe's network, or of the other's from which it starts: it needs no model."""
+    network = recipe if recipe.architecture else other
+    return recipe.model_copy(
+        update={
+            "architecture": network.architecture,
+            "normalization": network.normalization,
+            "defense": Configured(name="standard"),
+            "regularizers": (),
+            "rounds": 1,
+            "start": None,
+            "teacher": None,
+        }
+    )
+
+
+def _timed(
+    making: Making, recipe: Recipe, evaluation: Sequence[Passes], *, trained: bool, doing: Doing
+) -> dict[str, Any]:
+    """Time a pass of the network of `recipe`, and say what the model's training and evaluation take by that."""
     from robench.training import Run, forecast
 
     assert making.recipe is not None
     name = f"{making.model}.forecast" if trained else making.model
     run = Run(name=name, device=resolve_device(doing.device), precision=doing.precision, command="")
     try:
-        found = forecast(making.recipe, run, workspace=doing.workspace)
+        found = forecast(recipe, run, workspace=doing.workspace)
     except RobenchError as error:
         return {"status": f"{'trained' if trained else 'to train'} ({error})"}
-    a_pass = found.seconds / (found.passes * found.examples * making.recipe.total_epochs)
+    a_pass, passes = (
+        found.seconds / (found.passes * found.examples * recipe.total_epochs),
+        training_passes(making.recipe),
+    )
+    training = found.seconds if recipe is making.recipe or passes is None else passes.gradient * a_pass
     # The logits alone cost about a third of what they and a gradient cost.
     seconds = sum(p.gradient + p.forward / 3 for p in evaluation) * a_pass
-    return {"training seconds": 0.0 if trained else found.seconds, "evaluation seconds at most": seconds}
+    return {"training seconds": 0.0 if trained else training, "evaluation seconds at most": seconds}
 
 
 def print_costs(table: str, scale: ScaleName, rows: Sequence[dict[str, Any]]) -> None:

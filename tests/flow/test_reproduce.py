@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -181,13 +182,20 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
     assert sorted(workspace.rglob("*")) == before
 
 
-def test_a_dry_run_says_what_it_cannot_know_yet(workspace, robench, digits_table, monkeypatch):
-    """A student of a teacher that is not trained; and nothing at all without the data."""
-    status, out, err = robench("reproduce", "heat-5", "--scale", "smoke", "--dry-run", "--device", "cpu", "--json")
+def test_a_dry_run_times_a_student_before_there_is_its_teacher(workspace, robench, digits_table, monkeypatch):
+    """By a pass of the network that it will start from."""
+    table = catalog.plugins("tables")[digits_table]
+    text = TABLE.replace('recipe = "digits-pgd"', 'recipe = "digits-heat"')
+    monkeypatch.setitem(catalog.plugins("tables"), digits_table, replace(table, facts=tomllib.loads(text)))
+    status, out, err = robench("reproduce", digits_table, "--scale", "smoke", "--dry-run", "--device", "cpu", "--json")
     assert status == 0, err
     rows = {row["model"]: row for row in json.loads(out)}
-    assert rows["heat-cifar10-smoke"]["status"] == "to train after heat-baseline-cifar10-smoke"
-    assert rows["heat-cifar10-smoke"]["training seconds"] is None
+    teacher, student = rows["digits-standard-smoke"], rows["digits-heat-smoke"]
+    assert (teacher["status"], student["status"]) == ("to train", "to train after digits-standard-smoke")
+    assert student["training seconds"] > 1.5 * teacher["training seconds"] > 0
+
+
+def test_a_dry_run_says_what_it_cannot_know(robench):
     status, out, err = robench("reproduce", "heat-5", "--scale", "smoke", "--dry-run", "--data-root", "nowhere")
     assert status == 0, err
     assert "how long it takes is not known of any of the models" in out
