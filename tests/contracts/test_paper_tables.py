@@ -6,6 +6,7 @@ import html
 import json
 import re
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -165,6 +166,19 @@ def test_milestones_keep_their_share_and_a_teacher_its_scale() -> None:
     assert order.index("heat-baseline-cifar10-reduced") < order.index("heat-cifar10-reduced")
     changes = changes_at("heat-cifar10", (), "reduced", "heat-5")
     assert any(change.startswith("scale=3 of 200 epochs") for change in changes)
+
+
+def test_samples_reach_the_radius_that_is_asked_of_them() -> None:
+    """A radius beyond sigma * Phi^-1(alpha^(1 / n)) is certified for nothing, whatever the model (Cohen, theorem 1)."""
+    reaches = []
+    for name in TABLES:
+        for row, column, facts in load_table(name).entries():
+            if facts.measure == "certified" and (facts.certificate or "").startswith("cohen"):
+                asked = planning.identify_certificate(facts.certificate or "").parameters
+                reach = asked["sigma"] * NormalDist().inv_cdf(asked["alpha"] ** (1 / asked["n"]))
+                assert reach > (facts.radius or 0.0), (name, row.id, column.id, reach)
+                reaches.append(round(reach, 3))
+    assert set(reaches) == {0.384, 0.457}
 
 
 def test_claims_are_decided_by_the_printed_values(tmp_path: Path) -> None:
