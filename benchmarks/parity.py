@@ -277,7 +277,10 @@ def ask(
     spec = specs[0]
     minimum_norm, column = planning.is_minimum_norm(spec), spec.threat.norm.lower()
     pieces = pieces or Pieces()
-    natives = [pieces.ask(worker, one, ids) for one in specs]
+    try:
+        natives = [pieces.ask(worker, one, ids) for one in specs]
+    except Broke as error:
+        raise RuntimeError(f"{spec.attack.title}: {error}") from None
     commits = {commit for native in natives for commit in native.commits}
     reached = reached_of(natives[0].rows, column, minimum_norm=minimum_norm)
     question = Question(

@@ -22,7 +22,7 @@ def build(
     `width` is how many filters the first layer has; the others have twice and four times as many. The paper does not
     say how it begins: `kaiming` draws normal weights with variance 2 / fan-in and sets biases to 0 (He et al.,
     arXiv:1502.01852, equation 10), as for the paper's MLP. At torch's default, `torch`, the signal shrinks at each
-    layer, and with the paper's learning rate the loss does not fall for hundreds of updates.
+    layer, and with the paper's learning rate the loss hardly falls for hundreds of updates.
     """
     last_feature_map("emr_cnn", input_shape, lambda side: (side - 8) // 2 - 4)
     network = nn.Sequential(

@@ -325,11 +325,10 @@ def _timed(
         found = forecast(recipe, run, workspace=doing.workspace)
     except RobenchError as error:
         return {"status": f"{'trained' if trained else 'to train'} ({error})"}
-    a_pass, passes = (
-        found.seconds / (found.passes * found.examples * recipe.total_epochs),
-        training_passes(making.recipe),
-    )
-    training = found.seconds if recipe is making.recipe or passes is None else passes.gradient * a_pass
+    a_pass = found.seconds / (found.passes * found.examples * recipe.total_epochs)
+    passes = training_passes(making.recipe)
+    other = passes.gradient * a_pass if passes else None
+    training = found.seconds if recipe is making.recipe else other
     # The logits alone cost about a third of what they and a gradient cost.
     seconds = sum(p.gradient + p.forward / 3 for p in evaluation) * a_pass
     return {"training seconds": 0.0 if trained else training, "evaluation seconds at most": seconds}

@@ -12,8 +12,10 @@ from dataclasses import replace
 
 import pytest
 
-from robench import catalog
+from robench import catalog, training
+from robench.cli import reproducing
 from robench.papers import definitions
+from robench.papers.work import Passes
 from robench.reporting.inventory import add_files
 from robench.training import loop
 from tests.flow.conftest import ROOT
@@ -183,7 +185,9 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
 
 
 def test_a_dry_run_times_a_student_before_there_is_its_teacher(workspace, robench, digits_table, monkeypatch):
-    """By a pass of the network that it will start from."""
+    """By a pass of the network that it will start from, and by as many as its recipe takes."""
+    monkeypatch.setattr(reproducing, "training_passes", lambda recipe: Passes(7000, 0))
+    monkeypatch.setattr(training, "_seconds_of_a_pass", lambda model, batch, run: batch / 1024)
     table = catalog.plugins("tables")[digits_table]
     text = TABLE.replace('recipe = "digits-pgd"', 'recipe = "digits-heat"')
     monkeypatch.setitem(catalog.plugins("tables"), digits_table, replace(table, facts=tomllib.loads(text)))
@@ -192,7 +196,8 @@ def test_a_dry_run_times_a_student_before_there_is_its_teacher(workspace, robenc
     rows = {row["model"]: row for row in json.loads(out)}
     teacher, student = rows["digits-standard-smoke"], rows["digits-heat-smoke"]
     assert (teacher["status"], student["status"]) == ("to train", "to train after digits-standard-smoke")
-    assert student["training seconds"] > 1.5 * teacher["training seconds"] > 0
+    # Standard training takes a pass of 200 images in each of two epochs; batches are rounded up to whole images.
+    assert student["training seconds"] == pytest.approx(7000 * teacher["training seconds"] / 400, rel=0.05)
 
 
 def test_a_dry_run_says_what_it_cannot_know(robench):
