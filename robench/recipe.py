@@ -163,6 +163,10 @@ class Selection(Value):
     """In epochs; the last epoch is always measured."""
 
 
+#: What of a recipe is for its readers: it decides nothing about what comes out.
+DESCRIPTIVE = frozenset({"summary", "source", "scale"})
+
+
 class Recipe(Value):
     """Everything that decides what comes out of a training, except the machine."""
 
@@ -360,8 +364,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
     `optimizer.lr=2/255`, `threat=none`, `schedule.milestones=[30, 40]`, `defense.steps=10` (short for
     `defense.parameters.steps=10`). Changing a `name` drops what belongs to the former choice alone. Fewer epochs
-    or training images than the recipe's are said in `scale`. Raises UserError for a wrong key or value, naming the
-    nearest key.
+    or training images than the recipe's are said in `scale`; another network is said in `summary`, which names one.
+    Raises UserError for a wrong key or value, naming the nearest key.
     """
     values = recipe.model_dump(mode="json")
     for setting in settings:
@@ -377,10 +381,13 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     ]
     if changed.train_examples is not None and changed.train_examples != recipe.train_examples:
         less.append(f"{changed.train_examples:,} training images")
+    told: dict[str, str] = {}
     if less and changed.scale == recipe.scale:
-        note = ", ".join(less)
-        return changed.model_copy(update={"scale": f"{note}; {recipe.scale}" if recipe.scale else note})
-    return changed
+        told["scale"] = "; ".join([", ".join(less), *([recipe.scale] if recipe.scale else [])])
+    then, now = recipe.architecture, changed.architecture
+    if then and now and then.name != now.name and changed.summary == recipe.summary:
+        told["summary"] = f"{recipe.summary}, with {now.name} instead of {then.name}"
+    return changed.model_copy(update=told)
 
 
 def _value(text: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -22,7 +21,7 @@ from robench.cli.options import (
     resolve_device,
 )
 from robench.errors import UserError
-from robench.recipe import Recipe, apply_settings, load_recipe
+from robench.recipe import apply_settings, load_recipe
 from robench.reporting.formatting import duration, size
 from robench.workspace import Workspace
 
@@ -67,7 +66,7 @@ def train(
     reproducing.check_precision(precision)
     if resume and restart:
         raise UserError("--resume and --restart exclude each other; give one of them")
-    resolved = with_its_network_said(load_recipe(recipe), settings or ())
+    resolved = apply_settings(load_recipe(recipe), settings or ())
     place = Workspace.locate(workspace, data_root)
     target = resolve_device(device)
 
@@ -110,12 +109,3 @@ def train(
         return
     print_table(["", ""], [[k, str(v)] for k, v in model_summary(card).items()], title="Registered")
     print(f"next: robench eval --model {card.id}")
-
-
-def with_its_network_said(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """Return the recipe with its settings; where they take another network, its summary, which names one, says so."""
-    changed = apply_settings(recipe, settings)
-    then, now = recipe.architecture, changed.architecture
-    if then is None or now is None or then.name == now.name or changed.summary != recipe.summary:
-        return changed
-    return changed.model_copy(update={"summary": f"{recipe.summary}, with {now.name} instead of {then.name}"})

@@ -26,7 +26,7 @@ from robench.papers.definitions import (
     scaled_recipe,
 )
 from robench.papers.work import cell_passes, training_passes
-from robench.recipe import Recipe, parse_recipe
+from robench.recipe import DESCRIPTIVE, Recipe, parse_recipe
 from robench.records import Configured, Diagnostic, ModelCard
 from robench.store import Results, StoredTiming
 
@@ -429,7 +429,7 @@ def in_words(number: int) -> str:
 
 def _flat(recipe: Recipe) -> Mapping[str, Any]:
     """Return what decides the training, by dotted names."""
-    values = recipe.model_dump(mode="json", exclude={"summary", "source", "scale"})
+    values = recipe.model_dump(mode="json", exclude=set(DESCRIPTIVE))
     regularizers = {r["name"]: r["parameters"] for r in values.pop("regularizers")}
     return dict(_leaves({**values, "regularizers": regularizers}))
 

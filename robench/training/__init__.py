@@ -26,7 +26,7 @@ from robench.classifier import Classifier, keep_large_buffers, random_images, te
 from robench.datasets import dataset_facts, open_split, select_examples
 from robench.errors import UserError, suggestion
 from robench.provenance import provenance
-from robench.recipe import Recipe
+from robench.recipe import DESCRIPTIVE, Recipe
 from robench.records import Configured, ModelCard
 from robench.registry import checked_id, find_card, is_reference
 from robench.statistics import proportion
@@ -221,7 +221,7 @@ def _interrupted_run(folder: Path, recipe: Recipe, run: Run) -> tuple[Tensors, M
     tensors, facts = read_snapshot(snapshot)
     now = {"precision": run.precision, **_flat(recipe.model_dump(mode="json"))}
     then = {"precision": facts["precision"], **_flat(facts["recipe"])}
-    for key in sorted(now.keys() | then.keys()):
+    for key in sorted((now.keys() | then.keys()) - DESCRIPTIVE):
         if now.get(key) != then.get(key):
             raise UserError(
                 f"the interrupted training of {run.name!r} had {key} = {then.get(key)}, not {now.get(key)}; "

@@ -9,7 +9,6 @@ from fractions import Fraction
 import pytest
 
 from robench import catalog
-from robench.cli.training import with_its_network_said
 from robench.errors import UnknownName, UserError
 from robench.recipe import Adam, Recipe, Sgd, apply_settings, load_recipe, parse_recipe
 
@@ -209,7 +208,7 @@ def test_augmentation_can_be_switched_off():
 
 def test_a_summary_names_the_network_that_is_trained() -> None:
     recipe = load_recipe("emr-mlp-st")
-    assert with_its_network_said(recipe, ["epochs=3"]).summary == recipe.summary
-    other = with_its_network_said(recipe, ["architecture.name=small_cnn"])
+    assert apply_settings(recipe, ["epochs=3"]).summary == recipe.summary
+    other = apply_settings(recipe, ["architecture.name=small_cnn"])
     assert other.summary == f"{recipe.summary}, with small_cnn instead of mlp_4x1024"
-    assert with_its_network_said(recipe, ["architecture.name=small_cnn", "summary=own"]).summary == "own"
+    assert apply_settings(recipe, ["architecture.name=small_cnn", "summary=own"]).summary == "own"

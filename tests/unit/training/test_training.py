@@ -291,8 +291,10 @@ def test_fewer_training_images_resume_and_are_said(tmp_path):
     straight = run_training(workspace, recipe, "straight")
     with pytest.raises(KeyboardInterrupt):
         run_training(workspace, recipe, "stopped", Watcher(stop_after=4))
-    resumed = run_training(workspace, recipe, "stopped", resume=True)
+    said_otherwise = recipe.model_copy(update={"summary": "the same, told in other words"})
+    resumed = run_training(workspace, said_otherwise, "stopped", resume=True)
     assert resumed.weights.sha256 == straight.weights.sha256
+    assert resumed.summary == "the same, told in other words"
     assert straight.scale == "2 of 3 epochs, 20 training images"
     run = Run(name="z", device=torch.device("cpu"), command="")
     assert forecast(recipe, run, workspace=workspace).examples == 20
