@@ -1,4 +1,8 @@
-"""The network that HeatSmoothing's authors ran on CIFAR-10 as ResNet-34: three stages of five blocks."""
+"""The network that HeatSmoothing's authors ran on CIFAR-10 as ResNet-34: three stages of five blocks.
+
+Its logits are normalised like every other layer. That keeps the squared distances between the logits of a student and
+its teacher small, without which HeatSmoothing's iterated form diverges at the published learning rate of 0.1.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.architectures._layers import convolution, last_feature_map
-from robench.catalog import ArchitectureEntry
+from robench.catalog import ArchitectureEntry, PositiveInt
 
 
 class NormalizedLayer(nn.Module):
@@ -51,25 +55,29 @@ class BasicBlock(nn.Module):
         return result
 
 
-def build(*, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Return the network; raises UserError for images below 4x4.
+def build(
+    *, num_classes: int, input_shape: tuple[int, int, int], blocks: tuple[PositiveInt, ...] = (5, 5, 5)
+) -> nn.Module:
+    """Return the network with `blocks[i]` blocks in stage i, which has `16 * 2**i` channels.
 
-    Between stages, a normalised 1x1 convolution with ReLU widens and average pooling halves. The logits are
-    normalised too, so training needs at least two images per batch.
+    Raises UserError for images that its halvings leave without a pixel: below 4x4 for three stages. Between stages, a
+    normalised 1x1 convolution with ReLU widens and average pooling halves. The logits are normalised too, so training
+    needs at least two images per batch.
     """
-    last_feature_map("resnet34_555", input_shape, lambda side: side // 2 // 2)
+    last_feature_map("resnet34_555", input_shape, lambda side: side // 2 ** (len(blocks) - 1))
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         layer0=NormalizedLayer(convolution(input_shape[0], 16)), relu0=nn.ReLU(inplace=True)
     )
     incoming = 16
-    for stage, channels in enumerate((16, 32, 64)):
-        if channels != incoming:
+    for stage, depth in enumerate(blocks):
+        channels = 16 * 2**stage
+        if stage > 0:
             layers[f"transition{stage}"] = nn.Sequential(
                 NormalizedLayer(convolution(incoming, channels, size=1)),
                 nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
             )
-        layers[f"stage{stage + 1}"] = nn.Sequential(*(BasicBlock(channels) for _ in range(5)))
+        layers[f"stage{stage + 1}"] = nn.Sequential(*(BasicBlock(channels) for _ in range(depth)))
         incoming = channels
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
@@ -84,5 +92,6 @@ ENTRY = ArchitectureEntry(
     source="Campbell et al., arXiv:2010.02508, cifar10/train_utils/cvmodels",
     input_shape=(3, 32, 32),
     num_classes=10,
-    parameter_counts={"resnet34_555": 488_714},
+    parameter_counts={"resnet34_555": 488_714, "resnet10_111": 100_746},
+    presets={"resnet10_111": {"blocks": (1, 1, 1)}},
 )

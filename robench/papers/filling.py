@@ -307,17 +307,24 @@ def _setting(cell: PaperCell, asked: Asked) -> PaperCell:
     return _compared(replace(cell, text=f"{value:g}", value=float(value), low=value, high=value), asked.tolerance)
 
 
+def _complete(architecture: Configured) -> Configured:
+    """Return an architecture with its defaults, which a record from before a parameter was there leaves out."""
+    known = catalog.plugins("architectures").get(architecture.name)
+    if known is None:
+        return architecture
+    return Configured(name=known.name, parameters=known.settings(architecture.parameters))
+
+
 def _timed(cell: PaperCell, asked: Asked, timings: Iterable[StoredTiming]) -> PaperCell:
     """Return the median seconds of one image through the recipe's network, of several the latest measured."""
     recipe, facts = asked.recipe_at("paper"), asked.facts
     assert recipe.architecture is not None, f"{asked.recipe} names no network"
     name = recipe.architecture.name
-    parameters = catalog.find("architectures", name).settings(recipe.architecture.parameters)
     shape = tuple(catalog.find("datasets", recipe.dataset).facts["image_shape"])
     own = [
         stored
         for stored in timings
-        if stored.record.spec.architecture == Configured(name=name, parameters=parameters)
+        if _complete(stored.record.spec.architecture) == _complete(recipe.architecture)
         and (stored.record.spec.input_shape, stored.record.spec.copies) == (shape, facts.votes)
         and stored.record.spec.device.startswith(facts.device)
     ]

@@ -101,7 +101,8 @@ def test_the_papers_table_has_the_networks_own_time_and_no_other(tmp_path: Path)
     store.write_timing(timing("resnet34_555", median=0.6, architecture=own, input_shape=(3, 64, 64)))
     store.write_timing(timing("resnet34_555", median=0.7, architecture=own, device="cuda (A)"))
     store.write_timing(timing("resnet34_555", median=0.02, architecture=own))
-    store.write_timing(timing("resnet34_555", copies=100, median=1.5, architecture=own))
+    before = Configured(name="resnet34_555", parameters={})  # recorded when the network had no parameter yet
+    store.write_timing(timing("resnet34_555", copies=100, median=1.5, architecture=before))
     filled = Filler(store.results({})).fill("heat-2")
     found = {c: filled.cell("heat", c).value for c in ("cifar10_cpu", "cifar10_gpu", "imagenet_cpu", "imagenet_gpu")}
     assert found == {"cifar10_cpu": 0.02, "cifar10_gpu": 0.7, "imagenet_cpu": None, "imagenet_gpu": None}

@@ -83,6 +83,8 @@ BY_HAND = {
     # Batch norms without scale and shift: a bias is all they leave.
     "resnet34_555": conv(3, 3, 16) + 10 * conv(3, 16, 16) + conv(1, 16, 32) + 10 * conv(3, 32, 32)
     + conv(1, 32, 64) + 10 * conv(3, 64, 64) + dense(64, 10),
+    "resnet10_111": conv(3, 3, 16) + 2 * conv(3, 16, 16) + conv(1, 16, 32) + 2 * conv(3, 32, 32)
+    + conv(1, 32, 64) + 2 * conv(3, 64, 64) + dense(64, 10),
     "wrn_28_4": wide(4, 4),
     "wrn_28_10": wide(4, 10),
     "wrn_34_10": wide(5, 10),
