@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -239,8 +240,8 @@ def logit_gap(found: Tensor, expected: Tensor) -> float:
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _allocator: list[bool] = []
-#: Resident bytes above which free memory is handed back.
-_HELD_AT_MOST = 2**30
+#: Bytes of freed memory that are kept between shards.
+_HELD_AT_MOST = 2**29
 
 
 def keep_large_buffers() -> bool:
@@ -255,17 +256,34 @@ def keep_large_buffers() -> bool:
     return _allocator[0]
 
 
+class _MallocInfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns: ten sizes, of which the ninth is that of the freed memory."""
+
+    _fields_: ClassVar = [
+        *((f"other{i}", ctypes.c_size_t) for i in range(8)),
+        ("freed", ctypes.c_size_t),
+        ("at_the_end", ctypes.c_size_t),
+    ]
+
+
 def give_back_buffers() -> None:
-    """Hand the C allocator's free memory back where the process holds more than 1 GiB.
+    """Hand the C allocator's freed memory back where it keeps more than 512 MiB of it.
 
     Batches that shrink as examples fall leave gaps that no later buffer fits in: kept for ever, they doubled the memory
-    of an evaluation of 60,000 images. Faulting memory in again once per shard costs next to nothing.
+    of an evaluation of 60,000 images. What is kept below that is faulted in once and not again for every shard.
     """
-    if not _allocator or not _allocator[0]:
-        return
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    if pages * os.sysconf("SC_PAGE_SIZE") > _HELD_AT_MOST:
+    if _allocator and _allocator[0] and freed_bytes() > _HELD_AT_MOST:
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def freed_bytes() -> int:
+    """Return how much freed memory the C allocator holds; all of the process's before glibc 2.33, which cannot say."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    library.mallinfo2.restype = _MallocInfo
+    return int(library.mallinfo2().freed)
 
 
 def _raise_thresholds() -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robench.attacks import _compaction
 from robench.catalog import AttackEntry, PositiveFloat, PositiveInt
 from robench.losses import TOP_1, Criterion, PerExampleLoss, loss_named
-from robench.lp_geometry import Balls, project, random_start, steepest
+from robench.lp_geometry import Balls, per_example, project, random_start, steepest
 from robench.random_streams import RandomStream
 from robench.target import narrowed
 from robench.threat_model import ThreatModel
@@ -131,27 +131,34 @@ def ascend_until_broken(
     standing = torch.ones(len(images), dtype=torch.bool, device=images.device)
     interval = _compaction.steps_between_looks(images.device)
     rows = torch.arange(len(images), device=images.device)
-    current = begin
+    # Of the examples in the batch: the last iterate, or the one at which an example first fell; and who has not fallen.
+    current = reached = begin
+    still = standing
     for step in range(ascent.steps):
         current = current.detach().requires_grad_()
         logits = model(current)
-        correct = ~ascent.criterion.broken(logits.detach(), labels)
-        # `result` follows an example while it stands, and so keeps the iterate at which it first fell.
-        still = standing[rows]
-        result[rows] = torch.where(still.view(-1, *[1] * (images.dim() - 1)), current.detach(), result[rows])
-        standing[rows] = still & correct
-        if step % interval == 0:
-            keep = standing[rows].nonzero().squeeze(1)
+        all_stood = step == 0 or (step - 1) % interval == 0
+        reached = current.detach() if all_stood else _where(still, current.detach(), reached)
+        still = still & ~ascent.criterion.broken(logits.detach(), labels)
+        looks = step % interval == 0
+        if looks:
+            keep = still.nonzero().squeeze(1)
             if len(keep) == 0:
-                return result, standing
+                break
         (gradient,) = torch.autograd.grad(ascent.loss(logits, labels).sum(), current)
         current = ascent.step(gradient, current, images)
-        if step % interval == 0 and len(keep) < len(rows):
-            current, images, labels = current[keep], images[keep], labels[keep]
-            rows, model = rows[keep], narrowed(model, keep)
-    still = standing[rows]
-    result[rows[still]] = current[still]
+        if looks and len(keep) < len(rows):
+            gone = (~still).nonzero().squeeze(1)
+            result[rows[gone]], standing[rows[gone]] = reached[gone], False
+            current, images, labels, still = current[keep], images[keep], labels[keep], still[keep]
+            reached, rows, model = current, rows[keep], narrowed(model, keep)
+    result[rows], standing[rows] = _where(still, current.detach(), reached), still
     return result, standing
+
+
+def _where(chosen: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """Return the images `(N, C, H, W)` of the examples that are chosen `(N,)`, and the others' of the rest."""
+    return torch.where(per_example(chosen, images), images, others)
 
 
 ENTRY = AttackEntry(

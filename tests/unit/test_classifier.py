@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 from ctypes import c_size_t, c_void_p
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from robench.classifier import (
     LOGIT_TOLERANCE,
     Classifier,
     fold_batch_norms,
+    freed_bytes,
     frozen,
+    give_back_buffers,
     keep_large_buffers,
     logit_gap,
     mode,
@@ -227,3 +230,28 @@ def test_kept_buffers_are_not_mapped_apart() -> None:
     mapped = c_size_t.from_address(address - ctypes.sizeof(c_size_t)).value & 2
     libc.free(address)
     assert not mapped
+
+
+@pytest.mark.parametrize(("kept", "trims"), [(100, 0), (600, 1)])
+def test_freed_memory_is_handed_back_where_much_of_it_is_kept(
+    kept: int, trims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    library = SimpleNamespace(malloc_trim=calls.append)
+    monkeypatch.setattr(module, "_allocator", [True])
+    monkeypatch.setattr(module, "freed_bytes", lambda: kept * 2**20)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: library)
+    give_back_buffers()
+    assert len(calls) == trims
+
+
+def test_freed_memory_is_counted() -> None:
+    if not keep_large_buffers() or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("the allocator is not glibc's, or older than 2.33")
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = c_void_p, [c_size_t], [c_void_p]
+    addresses = [libc.malloc(64 * 2**20) for _ in range(2)]
+    held = freed_bytes()
+    libc.free(addresses[0])
+    assert freed_bytes() - held == pytest.approx(64 * 2**20, rel=0.01)
+    libc.free(addresses[1])
