@@ -76,6 +76,7 @@ ENTRY = ArchitectureEntry(
     parameter_counts={
         "with_head": 46_160_464,
         "wrn_34_10_cosine": 46_160_464,
+        "resnet20_cosine": 272_464,
         "small_cnn_cosine": 312_192,
         "digits_cnn_cosine": 30_784,
         "small_cnn_unbiased": 312_192,
@@ -87,6 +88,7 @@ ENTRY = ArchitectureEntry(
     },
     presets={
         "wrn_34_10_cosine": {"network": "wrn_34_10"},
+        "resnet20_cosine": {"network": "resnet20"},
         "small_cnn_cosine": {"network": "small_cnn"},
         "digits_cnn_cosine": {"network": "digits_cnn"},
         "small_cnn_unbiased": {"network": "small_cnn", "head": "unbiased"},
