@@ -54,6 +54,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+#: Options that say where something lies, which is another place for whoever repeats the command.
+_PLACES = frozenset({"--workspace", "--data-root"})
+
 _ABSOLUTE_FOLDER = re.compile(r"(?:(?<=^)|(?<=[:=]))/(?:[^/:]+/)*")
 
 #: What the running command was given.
@@ -61,8 +64,18 @@ ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
 
 
 def command_line() -> str:
-    """Return the command as it can be typed again; absolute paths of this machine are shortened to their names."""
-    return shlex.join(["robench", *(_ABSOLUTE_FOLDER.sub("", word) for word in ARGUMENTS.get())])
+    """Return the command as it can be typed again, anywhere.
+
+    Absolute paths of this machine are shortened to their names; where models, results and data lie is left out.
+    """
+    words, told = iter(ARGUMENTS.get()), ["robench"]
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in _PLACES:
+            told.append(_ABSOLUTE_FOLDER.sub("", word))
+        elif not equals:
+            next(words, None)
+    return shlex.join(told)
 
 
 def print_json(value: Any) -> None:

@@ -30,6 +30,7 @@ CARDS = read_cards([ROOT / "model_zoo"])
 STORE = Store(ROOT / "reports")
 RECORDS = [stored.record for stored in STORE.records()]
 CERTIFICATES = [stored.record for stored in STORE.certificates()]
+TIMINGS = [stored.record for stored in STORE.timings()]
 WHOLE = [r for r in RECORDS if r.spec.examples.count == r.spec.examples.split_size]
 
 
@@ -44,6 +45,19 @@ def test_both_twins_are_there_with_three_attacks_on_all_test_images():
             assert found[model, attack].robust.n == 10_000
     assert found["mnist-pgd", "pgd-40"].robust.value > 0.85
     assert found["mnist-standard", "pgd-40"].robust.value < 0.01
+
+
+def test_every_number_says_the_command_that_makes_it_anywhere():
+    provenances = {
+        **{card.id: card.provenance for _, card in (CARDS[name] for name in CARDS)},
+        **{r.spec.identity: r.provenance for r in (*RECORDS, *CERTIFICATES, *TIMINGS)},
+    }
+    wrong = {
+        name: found.command
+        for name, found in provenances.items()
+        if len(found.command.split()) < 3 or "--workspace" in found.command or "--data-root" in found.command
+    }
+    assert not wrong
 
 
 @pytest.mark.parametrize("name", CARDS)
