@@ -64,6 +64,21 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     return mean, mean - half, mean + half
 
 
+def deviation_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """Return the bounds of the 95 % normal interval of the standard deviation of at least one value.
+
+    Of any distribution: the variance of n values varies by (m4 - s^4) / n, m4 their fourth central moment, and its root
+    by that over 4 s^2 (delta method).
+    """
+    distance = np.asarray(values, dtype=np.float64) - np.mean(values)
+    variance = float(np.mean(distance**2))
+    if variance == 0:
+        return 0.0, 0.0
+    wobble = max(0.0, float(np.mean(distance**4)) - variance**2) / len(distance) / (4 * variance)
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * wobble**0.5
+    return max(0.0, variance**0.5 - half), variance**0.5 + half
+
+
 @functools.cache
 def median_ranks(n: int) -> tuple[int, int] | None:
     """Return the positions (from 0) of the sorted values between which the median lies with at least 95 %.

@@ -35,7 +35,7 @@ from robench.records import (
     TransferRecord,
 )
 from robench.softmax_lines import Lines
-from robench.statistics import mean_interval, median_ranks, wilson
+from robench.statistics import deviation_interval, mean_interval, median_ranks, wilson
 from robench.store import Results, Rows
 from robench.threat_model import ThreatModel
 
@@ -433,7 +433,9 @@ def _statistic(stored: Stored, values: NDArray[np.float64], name: str | None) ->
         ranks, ordered = median_ranks(n), np.sort(values)
         bounds = (float(ordered[ranks[0]]), float(ordered[ranks[1]])) if ranks else None
         return _answer([stored], bounds, value=float(np.median(values)), n=n)
-    return _answer([stored], None, value=float(values.std() if name == "std" else values.max()), n=n)
+    if name == "std":
+        return _answer([stored], deviation_interval(values), value=float(values.std()), n=n)
+    return _answer([stored], None, value=float(values.max()), n=n)
 
 
 _MEASURES: Mapping[str, Callable[[Archive, Facts, ModelCard, ModelCard | None], Answer]] = {

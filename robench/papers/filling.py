@@ -122,6 +122,23 @@ class FilledTable:
         """Return how many cells have a number of ours that was measured."""
         return sum(cell.value is not None and bool(cell.records) for row in self.cells for cell in row)
 
+    @property
+    def measurable(self) -> int:
+        """Return how many cells are there to be measured: all but settings and what the paper leaves empty."""
+        return sum(facts.measure not in {None, "setting"} for _, _, facts in self.table.entries())
+
+    @property
+    def tolerances(self) -> str:
+        """Return how far a value may be off without a word: "1 point (0.1 under Margin, test)"."""
+        unit = " point" if self.table.tolerance == 1 else " points"
+        usual = f"{self.table.tolerance:g}{unit if self.table.unit == 'percent' else ''}"
+        own: dict[float, list[str]] = {}
+        for column in self.table.columns:
+            if column.tolerance is not None:
+                own.setdefault(column.tolerance, []).append(column.title)
+        told = "; ".join(f"{tolerance:g} under {', '.join(titles)}" for tolerance, titles in own.items())
+        return f"{usual} ({told})" if told else usual
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:

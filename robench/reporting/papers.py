@@ -33,6 +33,7 @@ _CSV_COLUMNS = (
     "row",
     "column",
     "printed",
+    "inferred",
     "ours",
     "low",
     "high",
@@ -122,6 +123,7 @@ def paper_table_csv(filled: FilledTable) -> str:
                     row.title,
                     column.id,
                     cell.printed,
+                    cell.inferred,
                     _exact(cell.value, cell.text),
                     *(_exact(value, None) for value in (cell.low, cell.high)),
                     cell.n,
@@ -148,17 +150,23 @@ def _exact(value: float | None, text: str | None) -> object:
 def paper_table_latex(filled: FilledTable) -> str:
     """Return a table in the paper's columns (booktabs): below each printed row ours, where there is one."""
     table = filled.table
+    has_ours = any(cell.text is not None for row in filled.cells for cell in row)
+    caption = "Printed values, and ours below." if has_ours else "Printed values."
     lines = [
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{latex_text(table.source)}: {latex_text(table.summary)}. Printed values, and ours below.}}",
+        rf"  \caption{{{latex_text(table.source)}: {latex_text(table.summary)}. {caption}}}",
         rf"  \label{{tab:{filled.name}}}",
         rf"  \begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"    \toprule",
         "    " + " & ".join([latex_text(table.corner), *(latex_text(c.title) for c in table.columns)]) + r" \\",
         r"    \midrule",
     ]
+    group = table.rows[0].group if table.rows else ""
     for row, cells in filled.lines():
+        if row.group != group:
+            lines.append(r"    \midrule")
+            group = row.group
         printed = [_marked("--" if c.printed == "-" else latex_text(c.printed), c.printed_place) for c in cells]
         lines.append("    " + " & ".join([latex_text(row.title), *printed]) + r" \\")
         if any(cell.text is not None for cell in cells):

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from robench.errors import UserError
 from robench.statistics import (
+    deviation_interval,
     exceeds,
     groups_of,
     holm,
@@ -191,3 +192,16 @@ def test_equal_models_are_rarely_told_apart() -> None:
     random = np.random.default_rng(1)
     wrong = sum(separated(random.random((6, 80)) < 0.7).any() for _ in range(200))
     assert wrong <= 0.05 * 200 + 2 * (0.05 * 0.95 * 200) ** 0.5
+
+
+def test_the_interval_of_a_standard_deviation_covers_it():
+    """Of normal and of skewed values, 95 % of the intervals hold the true deviation, within simulation's error."""
+    generator = np.random.default_rng(0)
+    for draw, true in ((generator.standard_normal, 1.0), (generator.standard_exponential, 1.0)):
+        held = 0
+        for _ in range(400):
+            low, high = deviation_interval(draw(2000))
+            held += low <= true <= high
+        assert 0.90 <= held / 400 <= 0.985
+    assert deviation_interval([2.0, 2.0, 2.0]) == (0.0, 0.0)
+    assert deviation_interval([0.0, 1.0]) == (0.5, 0.5), "two values at the same distance: the fourth moment is s^4"
