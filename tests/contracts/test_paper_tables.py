@@ -206,3 +206,11 @@ def test_claims_are_decided_by_the_printed_values(tmp_path: Path) -> None:
         *("atent-c4", "atent-c12", "atent-c13"),
         *("heat-c6", "heat-c7", "heat-c8"),
     }
+
+
+def test_the_claims_page_counts_every_verdict(site: Path) -> None:
+    page = (site / "claims.html").read_text()
+    counts = re.findall(r"(\d+) hold, (\d+) do not, (\d+) are undecided, (\d+) are not measured\.", page)
+    assert sum(int(count) for paper in counts for count in paper) == 43
+    assert len(counts) == 4
+    assert ".verdict-undecided" in page
