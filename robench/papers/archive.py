@@ -40,7 +40,7 @@ from robench.store import Results, Rows
 from robench.threat_model import ThreatModel
 
 #: The share of images with an infinite margin that a mean may leave out.
-_FEW = 0.01
+FEW_INFINITE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +400,7 @@ def _certificate_statistic(archive: Archive, facts: Facts, card: ModelCard, sour
     values = rows["radius"][chosen]
     finite = np.isfinite(values)
     left_out = int((~finite).sum())
-    if left_out > _FEW * len(values):
+    if left_out > FEW_INFINITE * len(values):
         raise Unanswered(f"infinite for {left_out:,} of {len(values):,} images, around which the network is constant")
     found = _statistic(stored, values[finite], facts.statistic)
     if left_out:

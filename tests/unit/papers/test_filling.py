@@ -416,7 +416,7 @@ def test_infinite_margins_are_left_out_if_few_and_said(tmp_path: Path, monkeypat
     )
     many = world.fill("emr-1").cell("st-0.001", "margin_test_mean")
     assert many.missing == "infinite for 1 of 10 images, around which the network is constant"
-    monkeypatch.setattr("robench.papers.archive._FEW", 0.1)
+    monkeypatch.setattr("robench.papers.archive.FEW_INFINITE", 0.1)
     few = world.fill("emr-1").cell("st-0.001", "margin_test_mean")
     assert few.value == pytest.approx(np.mean(CERTIFIED_RADIUS[:-1]))
     assert "without 1 of 10 images, around which the network is constant: infinitely far" in few.notes
