@@ -253,7 +253,7 @@ def _why_not(candidates: Sequence[Stored], own: Sequence[Stored], current: Seque
 
 
 def _largest_first(stored: Stored) -> tuple[int, bool, str]:
-    return (-stored.examples.count, stored.record.provenance.device != "cpu", stored.path.name)
+    return (-stored.examples.count, not stored.record.provenance.device.startswith("cpu"), stored.path.name)
 
 
 def _threat_of(record: EvalRecord | TransferRecord | CertificateRecord) -> ThreatModel | None:
