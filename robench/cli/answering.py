@@ -165,11 +165,9 @@ def _load(name: str, images: ImageSet, options: Options) -> LoadedModel:
 
 def run(job: Job, options: Options, store: Store, how: Manner = Manner()) -> list[EvalRecord]:
     """Answer a job's questions; torch is imported only if something is to be computed."""
-    known = [
-        _found(spec, store) or (None if how.save_adversarials else _derived(spec, job, store)) for spec in job.specs
-    ]
+    known = [_known(spec, job, store, how) for spec in job.specs]
     out_of_time = how.deadline is not None and how.deadline.passed
-    if (all(known) and _is_saved(job, store, how)) or out_of_time:
+    if (all(known) and all(_has_images(spec, store, how) for spec in job.specs)) or out_of_time:
         return [record for record in known if record is not None]
     from robench.cli.progress import Bars, EvaluationBar
     from robench.datasets import open_split
@@ -217,12 +215,30 @@ def checked_model(job: Job, options: Options) -> Classifier:
     return model
 
 
-def _found(spec: EvalSpec, store: Store) -> EvalRecord | None:
-    """Return the answer that is known; raise UnsafeFile for one whose rows are gone, or say something else."""
+def is_answered(spec: EvalSpec, store: Store, how: Manner = Manner()) -> bool:
+    """Tell whether :func:`run` computes nothing for a question; raise UnsafeFile where it would."""
+    return answer_of(spec, store, how) is not None and _has_images(spec, store, how)
+
+
+def answer_of(spec: EvalSpec, store: Store, how: Manner = Manner()) -> EvalRecord | None:
+    """Return the record that answers a question: its own, or one at another epsilon that implies the answer.
+
+    The latter has no images, so it is none where they are to be saved. Raises UnsafeFile for a record whose rows are
+    gone, or say something else.
+    """
+    from robench.evaluation.deriving import origin_of
+
     record = store.find(spec)
     if record is not None:
         store.check(record)
-    return record
+        return record
+    return None if how.save_adversarials else origin_of(spec, store)
+
+
+def _known(spec: EvalSpec, job: Job, store: Store, how: Manner) -> EvalRecord | None:
+    """Return a question's own record if it needs no search; one that another implies is stored."""
+    record = answer_of(spec, store, how)
+    return record if record is None or record.spec == spec else _derived(spec, job, store)
 
 
 def is_saved(spec: EvalSpec, store: Store, *, misclassified: bool) -> bool:
@@ -232,11 +248,9 @@ def is_saved(spec: EvalSpec, store: Store, *, misclassified: bool) -> bool:
     return AdversarialFiles(store.root).has(spec, "attacked" if misclassified else "left")
 
 
-def _is_saved(job: Job, store: Store, how: Manner) -> bool:
-    """Tell whether the images of all answers are there, if they are to be."""
-    return not how.save_adversarials or all(
-        is_saved(spec, store, misclassified=how.attack_misclassified) for spec in job.specs
-    )
+def _has_images(spec: EvalSpec, store: Store, how: Manner) -> bool:
+    """Tell whether the images of an answer are there, if they are to be."""
+    return not how.save_adversarials or is_saved(spec, store, misclassified=how.attack_misclassified)
 
 
 def _derived(spec: EvalSpec, job: Job, store: Store) -> EvalRecord | None:

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from robench.cli import answering, certifying, ranking, transferring
+from robench.cli.costing import costs, print_costs
 from robench.cli.options import (
     DataRootOption,
     DeviceOption,
     JsonOption,
     WorkspaceOption,
     print_json,
-    print_table,
     resolve_device,
 )
+from robench.cli.posing import Doing, pose, pose_transfers
 from robench.datasets import open_split
 from robench.errors import EvaluationFailed, MissingData, RobenchError, UserError
 from robench.papers.definitions import PaperTable, ScaleName
-from robench.papers.work import (
-    Asking,
-    Making,
-    Moving,
-    Passes,
-    askings,
-    check_scale,
-    datasets_of,
-    evaluation_passes,
-    makings,
-    movings,
-    training_passes,
-)
-from robench.recipe import Recipe
-from robench.records import Configured
+from robench.papers.work import Asking, Making, Moving, askings, check_scale, datasets_of, makings, movings
 from robench.registry import cards
-from robench.reporting.formatting import duration
 from robench.store import Store
 from robench.workspace import Workspace
 
@@ -49,7 +35,9 @@ def reproduce(
     scale: Annotated[
         str, typer.Option(help="paper: the recipes as they are; reduced and smoke: what the table's file says.")
     ] = "paper",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; compute nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is left to do and its cost; compute nothing.")
+    ] = False,
     device: DeviceOption = "auto",
     precision: Annotated[str, typer.Option(help="Of the trainings: fp32, tf32 or bf16.")] = "fp32",
     workspace: WorkspaceOption = None,
@@ -67,11 +55,7 @@ def reproduce(
     doing = Doing(place, device, precision, quiet=json_output)
     doing.check()
     if dry_run:
-        rows = costs(table, asked, doing)
-        if json_output:
-            print_json(rows)
-        else:
-            print_costs(table, asked, rows)
+        _say_costs(table, asked, doing)
         return
     problems = train_table(table, asked, doing)
     problems += evaluate_table(table, found, asked, doing)
@@ -109,10 +93,18 @@ def train_command(
     check_scale(table, asked)
     doing.check()
     if dry_run:
-        print_costs(table, asked, costs(table, asked, doing))
+        _say_costs(table, asked, doing)
         return
     if problems := train_table(table, asked, doing, replace_models=replace_models):
         raise EvaluationFailed(f"{len(problems)} of the table's models could not be trained: {problems[0]}")
+
+
+def _say_costs(table: str, scale: ScaleName, doing: Doing) -> None:
+    rows = costs(table, scale, doing)
+    if doing.quiet:
+        print_json(rows)
+    else:
+        print_costs(table, scale, rows)
 
 
 def checked_scale(scale: str) -> ScaleName:
@@ -120,32 +112,6 @@ def checked_scale(scale: str) -> ScaleName:
     if scale not in SCALES:
         raise UserError(f"--scale {scale!r} is unknown; write {', '.join(SCALES)}")
     return cast(ScaleName, scale)
-
-
-def check_precision(precision: str) -> None:
-    """Raise UserError for a precision that no training has."""
-    if precision not in {"fp32", "tf32", "bf16"}:
-        raise UserError(f"--precision {precision!r} is unknown; write fp32, tf32 or bf16")
-
-
-@dataclass(frozen=True)
-class Doing:
-    """Where and how it is computed."""
-
-    workspace: Workspace
-    device: str
-    precision: str = "fp32"
-    quiet: bool = False
-
-    def check(self) -> None:
-        """Raise UserError for what nothing can be computed with; else every model would say it."""
-        check_precision(self.precision)
-        resolve_device(self.device)
-
-    def say(self, line: str) -> None:
-        """Print a line, unless what is printed is for a program."""
-        if not self.quiet:
-            print(line, flush=True)
 
 
 def train_table(table: str, scale: ScaleName, doing: Doing, *, replace_models: bool = False) -> list[str]:
@@ -229,133 +195,18 @@ def evaluate_table(table: str, found: PaperTable, scale: ScaleName, doing: Doing
     return problems
 
 
-def _options(count: int | None, doing: Doing) -> answering.Options:
-    return answering.Options(
-        workspace=doing.workspace,
-        dataset=None,
-        examples=count,
-        examples_by_default=count is not None,  # a split that has fewer gives all that it has
-        threats=(),
-        attacks=(),
-        seed=0,
-        precision="fp32",
-        device=doing.device,
-    )
-
-
 def _ask(asking: Asking, count: int | None, store: Store, doing: Doing) -> None:
-    options = replace(
-        _options(count, doing),
-        split=cast("Any", asking.split),
-        threats=[asking.threat] if asking.threat else [],
-        attacks=asking.attacks,
-        decision=asking.decision,
-    )
-    job = answering.prepare(asking.model, options)
+    posed = pose(asking, count, doing)
     how = answering.Manner(quiet=doing.quiet)
-    records = answering.run(job, options, store, how)
-    for record in records:
+    for record in answering.run(posed.job, posed.options, store, how):
         shown = f"{record.spec.attack.title} at {record.spec.threat}"
         doing.say(f"{asking.model}: {shown}: {100 * record.robust.value:.1f} % of {record.robust.n:,}")
-    specs = certifying.questions(job, asking.certificates, options, sigma=0.0)
-    for certificate in certifying.run(job, specs, options, store, how):
+    for certificate in certifying.run(posed.job, posed.certificates, posed.options, store, how):
         spec = certificate.spec
         doing.say(f"{asking.model}: {spec.certificate.name} of {spec.examples.count:,} {spec.examples.split} images")
 
 
 def _move(moving: Moving, count: int | None, store: Store, doing: Doing) -> None:
-    options = replace(_options(count, doing), threats=[moving.threat], attacks=[moving.attack])
-    names = list(dict.fromkeys(name for pair in moving.pairs for name in pair))
-    jobs = {name: answering.prepare(name, options) for name in names}
-    transferring.fill(jobs, moving.pairs, options=options, store=store, quiet=doing.quiet)
+    posed = pose_transfers(moving, (name for pair in moving.pairs for name in pair), count, doing)
+    transferring.fill(posed.jobs, moving.pairs, options=posed.options, store=store, quiet=doing.quiet)
     doing.say(f"{len(moving.pairs)} transfers of {moving.attack} at {moving.threat}")
-
-
-def costs(table: str, scale: ScaleName, doing: Doing) -> list[dict[str, Any]]:
-    """Return what each model of a table would cost: its training, and at most its evaluation."""
-    known = cards(doing.workspace)
-    asked, planned = evaluation_passes(table, scale), makings(table, scale)
-    absent = {m.model: m.recipe for m in planned if m.model not in known and m.recipe is not None}
-    rows = []
-    for making in planned:
-        evaluation = asked.get(making.model, [])
-        row: dict[str, Any] = {
-            "model": making.model,
-            "status": making.problem or ("trained" if making.model in known else "to train"),
-            "training seconds": None,
-            "evaluation passes at most": sum(p.gradient + p.forward for p in evaluation),
-            "evaluation seconds at most": None,
-        }
-        if making.recipe is not None:
-            recipe = making.recipe
-            if first := [name for name in (recipe.start, recipe.teacher) if name in absent]:
-                row["status"] += f" after {' and '.join(first)}"
-                recipe = _standing_alone(recipe, absent[first[0]])
-            row |= _timed(making, recipe, evaluation, trained=making.model in known, doing=doing)
-        rows.append(row)
-    return rows
-
-
-def _standing_alone(recipe: Recipe, other: Recipe) -> Recipe:
-    """Return standard training of the recipe's network, or of the other's from which it starts: it needs no model."""
-    network = recipe if recipe.architecture else other
-    return recipe.model_copy(
-        update={
-            "architecture": network.architecture,
-            "normalization": network.normalization,
-            "defense": Configured(name="standard"),
-            "regularizers": (),
-            "rounds": 1,
-            "start": None,
-            "teacher": None,
-        }
-    )
-
-
-def _timed(
-    making: Making, recipe: Recipe, evaluation: Sequence[Passes], *, trained: bool, doing: Doing
-) -> dict[str, Any]:
-    """Time a pass of the network of `recipe`, and say what the model's training and evaluation take by that."""
-    from robench.training import Run, forecast
-
-    assert making.recipe is not None
-    name = f"{making.model}.forecast" if trained else making.model
-    run = Run(name=name, device=resolve_device(doing.device), precision=doing.precision, command="")
-    try:
-        found = forecast(recipe, run, workspace=doing.workspace)
-    except RobenchError as error:
-        return {"status": f"{'trained' if trained else 'to train'} ({error})"}
-    a_pass = found.seconds / (found.passes * found.examples * recipe.total_epochs)
-    passes = training_passes(making.recipe)
-    other = passes.gradient * a_pass if passes else None
-    training = found.seconds if recipe is making.recipe else other
-    # The logits alone cost about a third of what they and a gradient cost.
-    seconds = sum(p.gradient + p.forward / 3 for p in evaluation) * a_pass
-    return {"training seconds": 0.0 if trained else training, "evaluation seconds at most": seconds}
-
-
-def print_costs(table: str, scale: ScaleName, rows: Sequence[dict[str, Any]]) -> None:
-    """Print a plan and its sum."""
-
-    def time(seconds: float | None) -> str:
-        return "-" if seconds is None else "0" if seconds == 0 else duration(seconds)
-
-    cells = [
-        [
-            row["model"],
-            row["status"],
-            time(row["training seconds"]),
-            f"{row['evaluation passes at most']:,}",
-            time(row["evaluation seconds at most"]),
-        ]
-        for row in rows
-    ]
-    columns = ["model", "status", "training", "evaluation passes at most", "evaluation at most"]
-    print_table(columns, cells, title=f"{table} at scale {scale} (nothing was computed)")
-    unknown = sum(row["training seconds"] is None for row in rows)
-    total = sum((row["training seconds"] or 0) + (row["evaluation seconds at most"] or 0) for row in rows)
-    if unknown < len(rows):
-        others = f", and {unknown} of the models, of which it is not known" if unknown else ""
-        print(f"in all about {duration(total)} at most{others}, without what is answered already being left out")
-    else:
-        print("how long it takes is not known of any of the models")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli import reproducing
+from robench.cli import posing, reproducing
 from robench.cli.browsing import model_summary
 from robench.cli.options import (
     DataRootOption,
@@ -58,12 +58,12 @@ def train(
     if table is not None or recipe is None:
         one_model = {"--set": settings, "--out": out, "--restart": restart, "a recipe": recipe}
         place = Workspace.locate(workspace, data_root)
-        doing = reproducing.Doing(place, device, precision, quiet=json_output)
+        doing = posing.Doing(place, device, precision, quiet=json_output)
         reproducing.train_command(table, scale or "paper", doing, one_model, replace_models=replace, dry_run=dry_run)
         return
     if scale is not None:
         raise UserError(f"--scale {scale} is of a table; add --table NAME, or change the recipe with --set")
-    reproducing.check_precision(precision)
+    posing.check_precision(precision)
     if resume and restart:
         raise UserError("--resume and --restart exclude each other; give one of them")
     resolved = apply_settings(load_recipe(recipe), settings or ())

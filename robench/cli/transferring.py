@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 #: It walks all steps: an image that only just fools its source rarely fools another model.
 _DEFAULT_ATTACK = "pgd-40:stop_when_broken=false"
+
+#: How a source makes its images: other models are shown those of examples that it misclassifies, too.
+MAKING = answering.Manner(save_adversarials=True, attack_misclassified=True)
 
 
 def transfer(
@@ -127,20 +131,30 @@ def fill(
 
     `jobs` are the models by name, all planned with the same `options`.
     """
-    entries = [
-        TransferSpec(source=spec, target=jobs[target].identity)
-        for target, source in pairs
-        for spec in jobs[source].specs
-    ]
-    missing = [entry for entry in entries if store.find_transfer(entry) is None]
+    entries = questions(jobs, pairs)
+    missing = [entry for entry in entries if not is_answered(entry, store)]
     if not missing:
         return entries
-    how = answering.Manner(batch_size=batch_size, save_adversarials=True, attack_misclassified=True, quiet=quiet)
+    how = replace(MAKING, batch_size=batch_size, quiet=quiet)
     needed = [job for job in jobs.values() if any(entry.source in job.specs for entry in missing)]
     made = [record for job in needed for record in answering.run(job, options, store, how)]
     targets = [job for job in jobs.values() if any(entry.target == job.identity for entry in missing)]
     _classify(targets, list(jobs.values()), made, options=options, store=store)
     return entries
+
+
+def questions(jobs: Mapping[str, answering.Job], pairs: Sequence[tuple[str, str]]) -> list[TransferSpec]:
+    """Return the questions of these pairs (target, source) of models that are planned."""
+    return [
+        TransferSpec(source=spec, target=jobs[target].identity)
+        for target, source in pairs
+        for spec in jobs[source].specs
+    ]
+
+
+def is_answered(entry: TransferSpec, store: Store) -> bool:
+    """Tell whether :func:`fill` computes nothing for a question."""
+    return store.find_transfer(entry) is not None
 
 
 def _classify(

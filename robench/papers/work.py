@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from robench import catalog, planning
 from robench.errors import UserError
@@ -22,7 +23,7 @@ from robench.papers.definitions import (
     threats_of,
 )
 from robench.recipe import Recipe
-from robench.records import Decision
+from robench.records import CertificateSpec, Decision, EvalSpec
 from robench.threat_model import ThreatModel
 
 
@@ -185,17 +186,24 @@ def training_passes(recipe: Recipe) -> Passes | None:
 
 
 def attack_passes(attack: str, dataset: str, examples: int | None, *, votes: int = 1) -> Passes | None:
-    """Return what an attack takes at most; None where the size of its data is not known.
-
-    It searches the network itself; only the judge votes: on the image, on what was found, and on that in 8 bits. Where
-    one pass decides, that is left out.
-    """
+    """Return what an attack takes at most; None where the size of its data is not known."""
     size = _size(dataset, examples)
     if size is None:
         return None
     plugin, parameters = planning.attack_settings(attack)
-    gradient, forward = plugin.passes(parameters, classes=size[0])
-    return Passes(gradient * size[1], (forward + (3 * votes if votes > 1 else 0)) * size[1])
+    return _attack_passes(plugin, parameters, *size, votes=votes)
+
+
+def _attack_passes(
+    plugin: catalog.Plugin, parameters: Mapping[str, Any], classes: int, examples: int, *, votes: int
+) -> Passes:
+    """Return what an attack takes at most.
+
+    It searches the network itself; only the judge votes: on the image, on what was found, and on that in 8 bits. Where
+    one pass decides, that is left out.
+    """
+    gradient, forward = plugin.passes(parameters, classes=classes)
+    return Passes(gradient * examples, (forward + (3 * votes if votes > 1 else 0)) * examples)
 
 
 def certificate_passes(certificate: str, dataset: str, examples: int | None) -> Passes | None:
@@ -206,6 +214,24 @@ def certificate_passes(certificate: str, dataset: str, examples: int | None) -> 
     asked = planning.identify_certificate(certificate)
     forward, _ = catalog.find("certificates", asked.entry).passes(asked.parameters, classes=size[0])
     return Passes(0, forward * size[1])
+
+
+def transfer_passes(examples: int) -> Passes:
+    """Return what the target of a transfer takes at most: of the image, of what fooled the source, and of that in 8
+    bits.
+    """
+    return Passes(0, 3 * examples)
+
+
+def question_passes(spec: EvalSpec | CertificateSpec, *, classes: int) -> Passes:
+    """Return what the answer to a question takes at most."""
+    examples = spec.examples.count
+    if isinstance(spec, CertificateSpec):
+        asked = spec.certificate
+        forward, _ = catalog.find("certificates", asked.entry).passes(asked.parameters, classes=classes)
+        return Passes(0, forward * examples)
+    plugin = catalog.find("attacks", spec.attack.entry)
+    return _attack_passes(plugin, spec.attack.parameters, classes, examples, votes=spec.decision.votes)
 
 
 def cell_passes(facts: Facts, dataset: str, examples: int | None) -> Passes | None:
@@ -223,9 +249,9 @@ def cell_passes(facts: Facts, dataset: str, examples: int | None) -> Passes | No
 def _size(dataset: str, examples: int | None) -> tuple[int, int] | None:
     """Return how many classes there are, and how many images are looked at."""
     data = catalog.plugins("datasets").get(dataset)
-    if data is None or "images" not in data.facts:
+    if data is None or not (count := examples or data.facts.get("images", {}).get("test")):
         return None
-    return len(data.facts["classes"]) or 1000, examples or data.facts["images"]["test"]
+    return len(data.facts["classes"]) or 1000, count
 
 
 def datasets_of(table: str, scale: ScaleName) -> dict[str, str]:
@@ -233,9 +259,11 @@ def datasets_of(table: str, scale: ScaleName) -> dict[str, str]:
     return {making.model: making.recipe.dataset for making in makings(table, scale) if making.recipe}
 
 
-def evaluation_passes(table: str, scale: ScaleName) -> dict[str, list[Passes]]:
-    """Return what the questions of a table take at most, by the model that they are asked of; sources of transfers make
-    their images once.
+def evaluation_passes(table: str, scale: ScaleName) -> dict[str, list[Passes | None]]:
+    """Return what the questions of a table take at most, each by itself, by the model that computes them; None where
+    the size of its data is not known.
+
+    Transfers are two kinds of work: a source makes its images once, and every target looks at them.
     """
     found = load_table(table)
     datasets = datasets_of(table, scale)
@@ -246,8 +274,11 @@ def evaluation_passes(table: str, scale: ScaleName) -> dict[str, list[Passes]]:
             own += [attack_passes(a, data, examples, votes=asking.decision.votes) for a in asking.attacks]
             own += [certificate_passes(c, data, examples) for c in asking.certificates]
     for moving in movings(table, scale):
-        for source in dict.fromkeys(source for _, source in moving.pairs):
-            if data := datasets.get(source):
-                passes = attack_passes(moving.attack, data, found.examples_at(scale, data))
-                asked.setdefault(source, []).append(passes)
-    return {model: [p for p in passes if p] for model, passes in asked.items()}
+        pairs = [pair for pair in moving.pairs if set(pair) <= datasets.keys()]
+        for source in dict.fromkeys(source for _, source in pairs):
+            passes = attack_passes(moving.attack, datasets[source], found.examples_at(scale, datasets[source]))
+            asked.setdefault(source, []).append(passes)
+        for target, _ in pairs:
+            size = _size(datasets[target], found.examples_at(scale, datasets[target]))
+            asked.setdefault(target, []).append(transfer_passes(size[1]) if size else None)
+    return asked

@@ -9,10 +9,9 @@ a part of every batch of `epoch_order`, and gradients would be summed where `Tra
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from robench import catalog
 from robench.checkpoints import LoadedModel, Weights, build_classifier, load_model, require_free, save_checkpoint
-from robench.classifier import Classifier, keep_large_buffers, random_images, tensor_float32
+from robench.classifier import Classifier, keep_large_buffers
 from robench.datasets import dataset_facts, open_split, select_examples
 from robench.errors import UserError, suggestion
 from robench.provenance import provenance
@@ -40,6 +39,7 @@ from robench.training.rounds import untrained
 from robench.training.seeding import seeded
 from robench.training.snapshot import Tensors, read_snapshot
 from robench.training.state import TrainingState, weights_of
+from robench.training.stopwatch import Stopwatch
 from robench.training.validation import Examiner
 from robench.workspace import Workspace
 
@@ -93,8 +93,8 @@ def train(recipe: Recipe, run: Run, *, workspace: Workspace, progress: TrainingP
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a training would take."""
+class Effort:
+    """How long a training would take."""
 
     steps: int
     steps_per_epoch: int
@@ -105,6 +105,12 @@ class Forecast:
     """Of all steps, by how long one pass takes on this device; validation comes on top."""
     batch: int
     """Images of one pass: of a batch, or of the part of it that `accumulate` leaves."""
+
+
+@dataclass(frozen=True)
+class Forecast(Effort):
+    """How long a training would take, and how much memory."""
+
     bytes_per_image: int
     """What a step holds at once for each image of a pass."""
     bytes_besides: int
@@ -118,7 +124,18 @@ class Forecast:
 
 def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     """Check everything that a training checks before its first step, try a pass and a small step, and write nothing."""
+    effort = forecast_effort(recipe, run, workspace=workspace, stopwatch=Stopwatch(run.device, run.precision))
     recipe = _with_its_network(recipe, workspace)
+    per_image, besides = _bytes_of_a_step(recipe, run, workspace, effort.batch)
+    return Forecast(**asdict(effort), bytes_per_image=per_image, bytes_besides=besides)
+
+
+def forecast_effort(recipe: Recipe, run: Run, *, workspace: Workspace, stopwatch: Stopwatch) -> Effort:
+    """Check everything that a training checks before its first step, try a pass unless the stopwatch knows it, and
+    write nothing.
+    """
+    recipe = _with_its_network(recipe, workspace)
+    assert recipe.architecture is not None, "it was taken from the model that start names"
     require_free(workspace.model_zoo / checked_id(run.name), replace=run.replace)
     available = len(open_split(recipe.dataset, "train", workspace))
     check_count(recipe.train_examples, available)
@@ -132,26 +149,8 @@ def forecast(recipe: Recipe, run: Run, *, workspace: Workspace) -> Forecast:
     )
     batch = -(-examples // (per_epoch * recipe.accumulate))
     steps = recipe.total_epochs * per_epoch
-    seconds = steps * recipe.accumulate * passes * _seconds_of_a_pass(state.model.train(), batch, run)
-    del state
-    per_image, besides = _bytes_of_a_step(recipe, run, workspace, batch)
-    return Forecast(steps, per_epoch, examples, passes, seconds, batch, per_image, besides)
-
-
-#: A pass that takes so long on a CPU is timed well, and a larger batch takes longer in proportion.
-_ENOUGH_SECONDS = 0.5
-
-
-def _seconds_of_a_pass(model: Classifier, batch: int, run: Run) -> float:
-    """Return how long a forward and a backward pass of a batch take: on a CPU by what a part of it takes."""
-    count = batch if run.device.type == "cuda" else min(batch, 2)
-    while True:
-        images = random_images(model.input_shape, count=count).to(run.device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        seconds = min(_seconds_of(model, images, run.precision) for _ in range(3))
-        if count == batch or seconds > _ENOUGH_SECONDS:
-            return seconds * batch / count
-        count = min(batch, 4 * count)
+    of_a_pass = stopwatch.of_batch(recipe.architecture, state.model, batch)
+    return Effort(steps, per_epoch, examples, passes, steps * recipe.accumulate * passes * of_a_pass, batch)
 
 
 def _bytes_of_a_step(recipe: Recipe, run: Run, workspace: Workspace, batch: int) -> tuple[int, int]:
@@ -172,17 +171,6 @@ def _bytes_of_a_step(recipe: Recipe, run: Run, workspace: Workspace, batch: int)
         histories.append([live + more for live in ledger.history[begun:]])
         del state
     return growth(*histories, batch=batch)
-
-
-def _seconds_of(model: Classifier, images: Tensor, precision: str) -> float:
-    started = time.perf_counter()
-    with tensor_float32(allowed=precision == "tf32"):
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images)
-        logits.float().logsumexp(1).mean().backward()
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - started
 
 
 def nothing_to_resume(run: Run, workspace: Workspace) -> str | None:

@@ -105,7 +105,7 @@ def test_recipes_resolve_and_costs_are_known(name: str, scale: str) -> None:
         assert asking.attacks or asking.certificates
     assert all(moving.pairs for moving in movings(name, scale))
     for passes in evaluation_passes(name, scale).values():
-        assert all(p.gradient + p.forward > 0 for p in passes)
+        assert all(p and p.gradient + p.forward > 0 for p in passes)
 
 
 @pytest.mark.parametrize("scale", ["paper", "reduced", "smoke"])
@@ -150,7 +150,7 @@ def test_a_scale_may_be_another_on_another_data_set(site: Path) -> None:
     assert (table.examples_at("reduced", "mnist"), table.examples_at("reduced", "cifar10")) == (10_000, 5_000)
     assert table.examples_at("paper", "cifar10") is None
     passes = evaluation_passes("emr-8", "reduced")
-    margins = {model: max(p.forward for p in passes[f"emr-{model}-st-emr-reduced"]) for model in ("mlp", "cnn")}
+    margins = {model: max(p.forward for p in passes[f"emr-{model}-st-emr-reduced"] if p) for model in ("mlp", "cnn")}
     assert margins["mlp"] == 2 * margins["cnn"]
     said = html.unescape((site / "paper-emr.html").read_text())
     assert "on cifar10 epochs=5, train_examples=20000, batch_size=32" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from dataclasses import replace
 
 import pytest
 
-from robench import catalog, training
-from robench.cli import reproducing
+from robench import catalog
+from robench.cli import costing
 from robench.papers import definitions
 from robench.papers.work import Passes
 from robench.reporting.inventory import add_files
-from robench.training import loop
+from robench.training import loop, stopwatch
 from tests.flow.conftest import ROOT
 
 PAPER = """
@@ -186,8 +187,8 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(workspace, robench, digits_t
 
 def test_a_dry_run_times_a_student_before_there_is_its_teacher(workspace, robench, digits_table, monkeypatch):
     """By a pass of the network that it will start from, and by as many as its recipe takes."""
-    monkeypatch.setattr(reproducing, "training_passes", lambda recipe: Passes(7000, 0))
-    monkeypatch.setattr(training, "_seconds_of_a_pass", lambda model, batch, run: batch / 1024)
+    monkeypatch.setattr(costing, "training_passes", lambda recipe: Passes(7000, 0))
+    monkeypatch.setattr(stopwatch, "seconds_of_a_pass", lambda model, batch, **_: batch / 1024)
     table = catalog.plugins("tables")[digits_table]
     text = TABLE.replace('recipe = "digits-pgd"', 'recipe = "digits-heat"')
     monkeypatch.setitem(catalog.plugins("tables"), digits_table, replace(table, facts=tomllib.loads(text)))
@@ -198,6 +199,101 @@ def test_a_dry_run_times_a_student_before_there_is_its_teacher(workspace, robenc
     assert (teacher["status"], student["status"]) == ("to train", "to train after digits-standard-smoke")
     # Standard training takes a pass of 200 images in each of two epochs; batches are rounded up to whole images.
     assert student["training seconds"] == pytest.approx(7000 * teacher["training seconds"] / 400, rel=0.05)
+
+
+def forecast(robench, table):
+    """What `--dry-run` says of each model, and nothing else on either output."""
+    status, out, err = robench("reproduce", table, "--scale", "smoke", "--dry-run", "--device", "cpu", "--json")
+    assert (status, err) == (0, "")
+    return {row["model"]: row for row in json.loads(out)}
+
+
+def left(rows):
+    """The models of which something is still asked, and how much."""
+    return {name: rest for name, row in rows.items() if (rest := row["questions"] - row["answered"])}
+
+
+def answers(workspace):
+    return set(workspace.glob("reports/[rtc]*/*/*.json"))
+
+
+def test_a_dry_run_counts_what_the_run_then_answers(workspace, robench, digits_table, monkeypatch):
+    """From nothing, after the training, after the evaluation, and where single answers are lost."""
+    asked = ("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
+    untrained = forecast(robench, digits_table)
+    assert robench("train", "--table", digits_table, "--scale", "smoke", "--device", "cpu")[0] == 0
+    rows = forecast(robench, digits_table)
+    # An attack, a margin and a look at the images of one of the two for each; and these images, which have a record.
+    assert left(rows) == left(untrained) == {"digits-standard-smoke": 4, "digits-pgd-smoke": 3}
+    passes = {name: row["evaluation passes at most"] for name, row in rows.items()}
+    assert passes == {name: row["evaluation passes at most"] for name, row in untrained.items()}
+    assert rows["digits-pgd-smoke"]["training seconds"] == 0 < rows["digits-pgd-smoke"]["evaluation seconds at most"]
+    assert robench(*asked)[0] == 0
+    made = answers(workspace)
+    assert len(made) == sum(left(rows).values())
+    gradients = sum(json.loads(path.read_text())["cost"]["backward_passes"] for path in made)
+    assert gradients <= sum(passes.values())
+
+    def fail(*_, **__):
+        raise AssertionError("nothing is timed where nothing is to be computed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stopwatch, "seconds_of_a_pass", fail)
+        assert left(forecast(robench, digits_table)) == {}
+    (images,) = workspace.glob("reports/adversarials/*")
+    (moved,) = workspace.glob("reports/transfers/digits-pgd-smoke/*.json")
+    (margin,) = workspace.glob("reports/certificates/digits-pgd-smoke/*.json")
+    (attacked,) = workspace.glob("reports/records/digits-pgd-smoke/*.json")
+    for lost, expected in (
+        (margin, {"digits-pgd-smoke": 1}),
+        (attacked, {"digits-pgd-smoke": 1}),
+        (images, {}),  # everybody has looked at them
+        (moved, {"digits-standard-smoke": 1, "digits-pgd-smoke": 1}),
+        (moved, {"digits-pgd-smoke": 1}),  # the images are there again
+    ):
+        lost.unlink()
+        before = stamps(workspace)
+        assert left(forecast(robench, digits_table)) == expected
+        assert robench(*asked)[0] == 0
+        assert {path for path, stamp in stamps(workspace).items() if before.get(path) != stamp} == {lost} - {images}
+    assert images.exists()
+
+
+def test_a_dry_run_says_that_a_table_is_answered(workspace, robench, digits_table, monkeypatch):
+    table = catalog.plugins("tables")[digits_table]
+    rows = TABLE.split("[[rows]]")
+    monkeypatch.setitem(
+        catalog.plugins("tables"), digits_table, replace(table, facts=tomllib.loads("[[rows]]".join(rows[:-1])))
+    )
+    asked = ("reproduce", digits_table, "--scale", "smoke", "--device", "cpu")
+    assert robench(*asked)[0] == 0
+    status, out, err = robench(*asked, "--dry-run")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "in all 0: every model is trained and every question answered already"
+    assert "4 of 4" in out
+    for path in workspace.glob("reports/outcomes/*.parquet"):
+        path.write_bytes(b"damaged")
+    _, out, _ = robench(*asked, "--dry-run")
+    assert "does not match its record's outcomes_sha256" in out
+    assert out.splitlines()[-1] == "how long it takes is not known of any of the models"
+
+
+def test_a_dry_run_times_a_network_once_and_says_so(workspace, robench, digits_table, monkeypatch):
+    timed = []
+    monkeypatch.setattr(stopwatch, "seconds_of_a_pass", lambda *arguments, **_: timed.append(arguments) or 1.0)
+    asked = ("reproduce", digits_table, "--scale", "smoke", "--device", "cpu", "--dry-run")
+    status, out, err = robench(*asked)
+    assert status == 0
+    assert out.count("to train") == 2
+    assert len(timed) == 1
+    (line,) = err.splitlines()
+    assert re.fullmatch(r"timing \w+ in batches of \d+ for digits-standard-smoke", line)
+    # One that is there has the time of the other's training.
+    standard = ("train", "digits-standard", "--set", "epochs=1", "--set", "train_examples=50", "--device", "cpu")
+    assert robench(*standard, "--out", "digits-pgd-smoke")[0] == 0
+    rows = forecast(robench, digits_table)
+    assert {row["status"] for row in rows.values()} >= {"trained", "to train"}
+    assert len(timed) == 2
 
 
 def test_a_dry_run_says_what_it_cannot_know(robench):
