@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.contestants import shard_of
 from benchmarks.ideal import BestPass
 from benchmarks.problems import L2_THREATS, SETTINGS, Choice, Problem, make
-from benchmarks.rivals import LIBRARIES, NotOffered, Target, rival
+from benchmarks.rivals import LIBRARIES, NotOffered, Target, otherwise, rival
 from benchmarks.standings import OWN, Elapsed, Goal, Report, Standing, line_of, report_of, short_table, table, verdicts
 from robench import planning
 from robench.attacks import _compaction
@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table([report for _, report in reports], device))
     print()
     print(verdicts(reports, device))
+    for line in remarks([report for _, report in reports]):
+        print(line)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"machine": machine(device), "reports": [asdict(report) for _, report in reports]}
@@ -190,6 +192,12 @@ def compare(
         results=results,
         not_offered=not_offered,
     )
+
+
+def remarks(reports: Sequence[Report]) -> list[str]:
+    """Return a line for each library that took part and does otherwise than it was asked."""
+    asked = {(library, report.others) for report in reports for library in report.results}
+    return [f"{lib}, {attack}: {text}" for lib, attack in sorted(asked) if (text := otherwise(lib, attack))]
 
 
 def worker_of(problem: Problem, device: torch.device, precision: Precision = "fp32") -> Worker:

@@ -23,6 +23,15 @@ from robench.threat_model import ThreatModel
 LIBRARIES = (*backends.names()[1:], "torchattacks")
 
 
+#: What a library does otherwise than it is asked, by library and the attack's entry.
+_OTHERWISE = {
+    (
+        "torchattacks",
+        "cw-l2",
+    ): "does not search for the constant: all rounds' steps are one run with its own, 1",
+}
+
+
 @dataclass(frozen=True)
 class Target:
     """What is attacked, on its device."""
@@ -58,6 +67,11 @@ def rival(library: str, attack: str, target: Target) -> tuple[str, Callable[[], 
         return found
 
     return identity.backend.partition(" ")[2], call
+
+
+def otherwise(library: str, attack: str) -> str | None:
+    """Return what a library does otherwise than `attack` asks, where that is not for its backend's record to say."""
+    return _OTHERWISE.get((library, planning.attack_settings(attack)[0].entry))
 
 
 def _torchattacks(attack: str, target: Target) -> tuple[str, Callable[[], Tensor]]:
@@ -110,10 +124,21 @@ def _deepfool(library: Any, target: Target, given: Mapping[str, Any]) -> Callabl
     return attack
 
 
+def _cw(library: Any, target: Target, given: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    # As many steps as the others' rounds have together. The first constant of a search says nothing to a library that
+    # does not search, so it keeps its own.
+    chosen = {} if given["step_size"] is None else {"lr": given["step_size"]}
+    attack: Callable[[Tensor, Tensor], Tensor] = library.CW(
+        target.model, kappa=given["confidence"], steps=given["rounds"] * given["steps"], **chosen
+    )
+    return attack
+
+
 _TORCHATTACKS: dict[tuple[str, str], Maker] = {
     ("pgd", "Linf"): _pgd("PGD"),
     ("pgd", "L2"): _pgd("PGDL2"),
     ("apgd", "Linf"): _apgd,
     ("apgd", "L2"): _apgd,
     ("deepfool", "L2"): _deepfool,
+    ("cw-l2", "L2"): _cw,
 }

@@ -51,6 +51,9 @@ PARAMETER_TYPES: dict[str, Any] = {
     "ThreatModel": ThreatModel,
 }
 
+#: Of the arguments in a docstring's `Args:` section; what goes on below one stands deeper.
+_INDENT = 4
+
 #: The annotations of parameters that an attack's `passes` and `queries` may multiply.
 _WHOLE_NUMBERS = frozenset({"int", "PositiveInt", "NonNegativeInt"})
 
@@ -279,6 +282,8 @@ class Parameter:
     type: Any
     default: Any
     required: bool
+    description: str = ""
+    """What the docstring's `Args:` section says of it, on one line."""
 
 
 @dataclass(frozen=True)
@@ -530,7 +535,7 @@ def _parameters(tree: ast.Module, code: str, path: Path) -> tuple[dict[str, Para
         raise PluginError(path, f"names {code} in ENTRY but does not define it")
     if function is None:
         return {}, frozenset()
-    found = {}
+    found, said = {}, described(ast.get_docstring(function) or "")
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         if argument.arg in SUPPLIED:
             continue
@@ -540,8 +545,27 @@ def _parameters(tree: ast.Module, code: str, path: Path) -> tuple[dict[str, Para
         value = None if default is None else _literal(default, path, where)
         kind = _type(argument.annotation, path, where)
         annotation = ast.unparse(argument.annotation)
-        found[argument.arg] = Parameter(argument.arg, annotation, kind, value, default is None)
+        found[argument.arg] = Parameter(
+            argument.arg, annotation, kind, value, default is None, said.get(argument.arg, "")
+        )
     return found, SUPPLIED & {argument.arg for argument in function.args.kwonlyargs}
+
+
+def described(docstring: str) -> dict[str, str]:
+    """Return what a docstring's `Args:` section says of each argument, by name, each on one line."""
+    _, _, section = docstring.partition("\nArgs:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if depth == 0:
+            break
+        if depth == _INDENT:
+            name, _, text = line.strip().partition(": ")
+            found[name] = text
+        elif name:
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def _type(node: ast.expr, path: Path, where: str) -> Any:

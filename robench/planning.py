@@ -28,6 +28,10 @@ from robench.workspace import PACKAGE
 
 DEFAULT_SUITE = "baseline"
 
+#: Of an image, that an attack averages over without being told how many: what HeatSmoothing takes on ImageNet
+#: (arXiv:2010.02508, section 4). Each costs a pass a step.
+_MOST_COPIES = 25
+
 
 class Suite(Value):
     """A list of attacks under a name; those that have a form for one norm only stand under that norm."""
@@ -100,11 +104,29 @@ def load_suite(name: str) -> Suite:
     return suite
 
 
-def attack_settings(text: str) -> tuple[catalog.Plugin, dict[str, object]]:
-    """Read `NAME` or `NAME:key=value,key=value`; return the attack and all its parameters."""
+def attack_settings(text: str, decision: Decision = PLAIN) -> tuple[catalog.Plugin, dict[str, object]]:
+    """Read `NAME` or `NAME:key=value,key=value`; return the attack and all its parameters.
+
+    An attack on smoothed models that does not say its own noise takes that of the decision; then, unless it says how
+    many noisy copies it averages, as many as vote, at most 25.
+    """
     name, overrides = _assignments(text, "attack")
     plugin = catalog.find("attacks", name)
-    return plugin, plugin.settings(overrides)
+    inherited = _of_smoothing(decision) if "sigma" not in {*overrides, *plugin.preset} else {}
+    own = plugin.parameters.keys() - plugin.preset.keys()
+    return plugin, plugin.settings({**{k: v for k, v in inherited.items() if k in own}, **overrides})
+
+
+def _of_smoothing(decision: Decision) -> dict[str, str]:
+    """Return what attacks take over from a decision under noise, by parameter."""
+    if decision.sigma == 0:
+        return {}
+    return {"sigma": str(decision.sigma), "copies": str(min(decision.votes, _MOST_COPIES))}
+
+
+def is_weak_estimate(attack: AttackIdentity) -> bool:
+    """Tell whether an attack on smoothed models follows a single noisy copy."""
+    return bool(attack.parameters.get("sigma")) and attack.parameters.get("copies") == 1
 
 
 def _assignments(text: str, kind: str) -> tuple[str, dict[str, str]]:
@@ -124,7 +146,7 @@ def identify_attack(
     text: str, threat: ThreatModel, decision: Decision = PLAIN, *, backend: str = backends.NATIVE
 ) -> AttackIdentity:
     """Return the attack with everything that can change its answer; refuse what it, or the backend, has no form for."""
-    plugin, parameters = attack_settings(text)
+    plugin, parameters = attack_settings(text, decision)
     if decision.top_k > 1 and "criterion" not in plugin.supplied:
         raise UserError(f"attack {plugin.name} has no form for top-{decision.top_k}, only for top-1")
     if threat.norm not in plugin.facts["norms"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robench.classifier import LOGIT_TOLERANCE, Classifier, frozen, logit_gap, tensor_float32
 from robench.errors import PreflightFailed
-from robench.losses import LOSSES
+from robench.losses import Criterion, loss_named
 from robench.records import PLAIN, Decision, Proportion
 
 #: Two equal calls may differ by this share of the largest logit: parallel sums on a GPU have no fixed order.
@@ -67,7 +67,7 @@ def preflight(
         _check_pure(model, images[:_BATCH], parts[0], before=before, decision=decision)
     _check_gradient(model, images[:_BATCH])
     for loss in losses:
-        _check_loss(model, images, labels, loss)
+        _check_loss(model, images, labels, loss=loss, criterion=Criterion(decision.top_k))
     if card_accuracy is not None:
         correct = int((torch.cat(parts).argmax(1) == labels).sum())
         _check_accuracy(correct, len(labels), card_accuracy)
@@ -202,13 +202,14 @@ def _is_constant(model: Classifier, images: Tensor) -> bool:
     return logit_gap(logits, logits[:1].expand_as(logits)) < LOGIT_TOLERANCE
 
 
-def _check_loss(model: Classifier, images: Tensor, labels: Tensor, loss: str) -> None:
+def _check_loss(model: Classifier, images: Tensor, labels: Tensor, *, loss: str, criterion: Criterion) -> None:
     """Stop where a loss is flat: with huge logits the cross-entropy's gradient underflows, and attacks stand still."""
-    flat = 0
+    # What attacks ascend under this name: the DLR has no form below 3 classes.
+    ascended, flat = loss_named(loss, criterion, model), 0
     for some, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True):
         leaf = some.detach().clone().requires_grad_()
         with torch.enable_grad(), frozen(model):
-            (gradient,) = torch.autograd.grad(LOSSES[loss](model(leaf), own).sum(), leaf)
+            (gradient,) = torch.autograd.grad(ascended(model(leaf), own).sum(), leaf)
         flat += int((gradient.flatten(1) == 0).all(1).sum())
     if flat > _FLAT_SHARE * len(images):
         with torch.no_grad():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robench.attacks import _compaction
+from robench.attacks._targets import remark_on_fewer
 from robench.catalog import AttackEntry, NonNegativeInt, PositiveInt
 from robench.losses import TOP_1, Criterion, loss_named
 from robench.lp_geometry import per_example, project, random_start, steepest
@@ -57,7 +58,7 @@ def apgd(
         loss: `ce` cross-entropy, `margin` Carlini and Wagner's, `dlr` the difference of logits ratio (equation 6); with
             `targets` the forms towards one class (equation 7 for `dlr`).
         targets: 0 is untargeted; else so many runs, each towards another class, the largest logits of the clean image
-            first; at most as many as there are other classes.
+            first; at most as many as there are other classes, and where there are fewer the record says so.
         steps: gradient steps of a run.
         restarts: independent runs (for each target).
         eot_copies: of a randomised model, how many answers each step averages (loss, gradient, and the logits that
@@ -78,6 +79,7 @@ def apgd(
         with torch.no_grad():
             logits = model(images)
         aims = classes_aimed_at(logits, labels, count=targets, criterion=criterion)
+        remark_on_fewer(model, asked=targets, taken=aims.shape[1])
         goal = targeted(loss, criterion, model)
         rows = (~criterion.broken(logits, labels)).nonzero().squeeze(1)
     for run in range(aims.shape[1]):

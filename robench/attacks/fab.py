@@ -19,6 +19,7 @@ from robench.attacks._boundaries import (
     nearest_boundary,
     surely_broken,
 )
+from robench.attacks._targets import remark_on_fewer
 from robench.catalog import AttackEntry, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from robench.losses import TOP_1, Criterion
 from robench.lp_geometry import distance, per_example, project_onto_hyperplane, steepest
@@ -69,7 +70,7 @@ def fab(
         restarts: runs; the first starts at the image, further ones at a random point of the ball of half the distance
             found so far. Where nothing was found that is half the distance at which the run before ended.
         targets: 0 steps towards the nearest boundary whatever its class (FAB). Else one run for each of so many other
-            classes, those of the largest logits, at most all others (FAB-T).
+            classes, those of the largest logits, at most all others (FAB-T); of fewer the record tells.
         candidates: of how many other classes, those of the largest logits at the image, the boundaries are compared
             without `targets`; at least top-k, at most all others.
         stop_within_epsilon: be content with any adversarial image in the ball of `threat`, and return the image itself
@@ -105,6 +106,8 @@ def fab(
         every_candidate=every_candidate,
     )
     others = Candidates.nearest(logits, labels, targets or max(candidates, criterion.top_k))
+    if targets:
+        remark_on_fewer(model, asked=targets, taken=others.classes.shape[1])
     for goal in range(others.classes.shape[1]) if targets else [None]:
         for restart in range(restarts):
             rows = (nearest.distance > search.enough).nonzero().squeeze(1)

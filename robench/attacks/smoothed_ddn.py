@@ -45,8 +45,9 @@ def smoothed_ddn(
     """Return the nearest image found that its copies get wrong; algorithm 1 of Rony et al.
 
     The authors of HeatSmoothing finally shorten what they found to their largest norm, 4, broken or not; here the
-    answer stays where it was found, and the engine counts it at its distance. The direction is the cross-entropy's: a
-    mixture of the directions to all other classes, which need not be that of the nearest one.
+    answer stays where it was found, and the engine counts it at its distance. Where noise is added, the image itself is
+    never a success, whatever its copies say. The direction is the cross-entropy's: a mixture of the directions to all
+    other classes, which need not be that of the nearest one.
 
     Args:
         model: images `(N, C, H, W)` in [0, 1], with noise also beyond -> logits `(N, K)`.
@@ -92,6 +93,9 @@ def smoothed_ddn(
     for step in range(steps if len(images) else 0):
         seen = noisy.look(current, labels, step=step)
         broken = seen.majority if agreement == "majority" else seen.sure
+        if step == 0 and sigma > 0:
+            # The image itself: that this noise fools the model says nothing of a perturbation.
+            broken = torch.zeros_like(broken)
         offset = current - images
         length = distance(offset, "L2")
         nearer = broken & (length < best_norm)
@@ -114,7 +118,7 @@ ENTRY = AttackEntry(
     attack=smoothed_ddn,
     summary="the nearest broken image along the gradient averaged over noisy copies; their majority predicts",
     source="Rony et al., arXiv:1811.09600, algorithm 1; Campbell, Finlay, Oberman, arXiv:2010.02508, section 3.4",
-    version=1,
+    version=2,
     passes="steps * copies",
     norms=("L2",),
     minimum_norm=True,

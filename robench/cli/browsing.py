@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -89,7 +90,7 @@ def show(
     workspace: WorkspaceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show everything that is known of a name: parameters with defaults, source, parameter count, card.
+    """Show everything that is known of a name: parameters with defaults and meaning, source, parameter count, card.
 
     Example: robench show pgd-20
     """
@@ -101,8 +102,17 @@ def show(
         parameters = entry.pop("parameters", None)
         print_table(["", ""], [[k, _text(v)] for k, v in entry.items()], title=f"{entry['kind']} {name}")
         if parameters:
-            rows = [[p["name"], p["type"], _text(p["value"])] for p in parameters]
-            print_table(["parameter", "type", "value"], rows)
+            _print_parameters(parameters)
+
+
+def _print_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of them, with what is said of each where anything is said of any."""
+    columns = ["parameter", "type", "value"]
+    rows = [[p["name"], p["type"], _text(p["value"])] for p in parameters]
+    if any(p["description"] for p in parameters):
+        columns.append("what it is")
+        rows = [[*row, p["description"]] for row, p in zip(rows, parameters, strict=True)]
+    print_table(columns, rows)
 
 
 def description(name: str, workspace: Workspace) -> list[dict[str, Any]]:
@@ -154,6 +164,7 @@ def _plugin(plugin: catalog.Plugin) -> dict[str, Any]:
                 "name": p.name,
                 "type": p.annotation,
                 "value": fixed.get(p.name, "required" if p.required else p.default),
+                "description": p.description,
             }
             for p in plugin.parameters.values()
         ]

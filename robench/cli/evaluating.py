@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -101,7 +102,9 @@ def evaluate(
     sigma: Annotated[
         float,
         typer.Option(
-            min=0, help="Noise (standard deviation) that smooths the model: added before each vote, and certified with."
+            min=0,
+            help="Noise (standard deviation) that smooths the model: added before each vote, certified with, and taken "
+            "over by attacks on smoothed models that do not say their own.",
         ),
     ] = 0.0,
     repeats: Annotated[
@@ -189,6 +192,7 @@ def evaluate(
     store = Store(place.reports)
     questions = planned(jobs, store, device, save_adversarials=save_adversarials)
     guarantees = [(job, certifying.questions(job, certificates, options, sigma=sigma)) for job in jobs]
+    _warn_of_single_copies(questions)
     if dry_run:
         _print_plan(questions, certifying.plan_rows(guarantees, store), json_output=json_output)
         return
@@ -210,6 +214,16 @@ def evaluate(
             f"the {max_seconds:g} seconds are over and {unfinished} of {len(questions)} evaluations unfinished; "
             "the same command goes on from there"
         )
+
+
+def _warn_of_single_copies(questions: Sequence[Planned]) -> None:
+    for attack in {q.spec.attack.name: q.spec.attack for q in questions}.values():
+        if planning.is_weak_estimate(attack):
+            print(
+                f"robench: {attack.name} follows one noisy copy of each image, a weak estimate of what the smoothed "
+                f"model does; write {attack.entry}:copies=25 and --votes",
+                file=sys.stderr,
+            )
 
 
 def interval_width(text: str) -> float:

@@ -192,6 +192,20 @@ def test_everything_listed_can_be_shown(workspace, robench, kind):
         assert json.loads(out)
 
 
+def test_show_says_what_parameters_mean(robench):
+    for name, parameter, meaning in [
+        ("smoothed-ddn-20", "init_norm", "the norm at the start, on the [0, 1] scale."),
+        ("cohen", "n0", "noisy copies that choose the class."),
+        ("gaussian_noise", "share", "of the images that get noise, on average; the others stay as they are."),
+    ]:
+        found = json.loads(robench("show", name, "--json")[1])
+        said = {p["name"]: p["description"] for entry in found for p in entry.get("parameters", ())}
+        assert said[parameter] == meaning
+        (line,) = (text for text in robench("show", name)[1].splitlines() if text.startswith(f"{parameter} "))
+        assert line.rstrip().endswith(meaning)
+    assert "what it is" not in robench("show", "resnet18")[1]
+
+
 WRONG = [
     (["eval", "--model", "tniy"], "did you mean 'tiny'"),
     (["eval", "--model", "mnist-pgd-l2"], "robench train mnist-pgd-l2"),

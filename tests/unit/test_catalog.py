@@ -44,6 +44,41 @@ def test_reads_entry_presets_and_parameters_without_importing(read):
     }
 
 
+ARGS = '''
+    """Wiggle.
+
+    Args:
+        model: images to logits.
+        steps: how many; None: as many
+            as it takes: all.
+        fast: `True` is half as far.
+
+    Returns:
+        scales: this is no argument.
+    """
+    return images'''
+
+
+def test_what_is_said_of_a_parameter_comes_from_the_docstring(read):
+    plugin = read(GOOD.replace("\n    return images", ARGS))["wiggle"]
+    assert {p.name: p.description for p in plugin.parameters.values()} == {
+        "steps": "how many; None: as many as it takes: all.",
+        "size": "",
+        "loss": "",
+        "fast": "`True` is half as far.",
+        "scales": "",
+    }
+    assert {p.description for p in read(GOOD)["wiggle"].parameters.values()} == {""}
+    oddly = read(GOOD.replace("\n    return images", ARGS.replace("        model", "            model")))["wiggle"]
+    assert oddly.parameters["fast"].description == "`True` is half as far."
+
+
+@pytest.mark.parametrize("kind", ["attacks", "certificates", "defenses"])
+def test_every_parameter_is_described(kind):
+    for plugin in catalog.plugins(kind).values():
+        assert [p.name for p in plugin.parameters.values() if not p.description] == [], plugin.name
+
+
 def test_a_preset_may_have_fewer_norms(read):
     text = GOOD.replace('norms=("L2",)', 'norms=("L2", "Linf"), preset_norms={"wiggle-9": ("Linf",)}')
     found = read(text)

@@ -8,7 +8,7 @@ import pytest
 
 from robench import catalog, planning
 from robench.errors import UserError
-from robench.records import Configured, EvalSpec, Examples, ModelIdentity
+from robench.records import Configured, Decision, EvalSpec, Examples, ModelIdentity
 from robench.threat_model import ThreatModel
 
 MODEL = ModelIdentity(id="m", weights_sha256="a" * 64, architecture=Configured(name="small_cnn"))
@@ -129,6 +129,27 @@ def test_suites_are_checked_as_a_whole(monkeypatch, tmp_path):
 def test_an_attack_has_one_name_and_no_weak_one_a_strong_name(typed, name):
     assert planning.identify_attack(typed, LINF).name == name
     assert planning.identify_attack(name, LINF) == planning.identify_attack(typed, LINF)
+
+
+@pytest.mark.parametrize(
+    ("typed", "votes", "name"),
+    [
+        ("smoothed-pgd", 100, "smoothed-pgd:copies=25,sigma=0.1"),
+        ("smoothed-ddn-20", 10, "smoothed-ddn:steps=20,levels=256,copies=10,sigma=0.1"),
+        ("smoothed-pgd", 1, "smoothed-pgd:sigma=0.1"),
+        ("smoothed-pgd:copies=7", 100, "smoothed-pgd:copies=7,sigma=0.1"),
+        ("smoothed-pgd:sigma=0.3", 100, "smoothed-pgd:sigma=0.3"),
+        ("smoothed-ddn:sigma=0", 100, "smoothed-ddn"),
+        ("smoothed-pgd-20:step_size=0.4,copies=100,sigma=0.1", 100, "smoothed-pgd:step_size=0.4,copies=100,sigma=0.1"),
+        ("pgd-20", 100, "pgd-20"),
+    ],
+)
+def test_attacks_on_a_smoothed_model_take_its_noise_over_unless_they_say_their_own(typed, votes, name):
+    attack = planning.identify_attack(typed, L2, Decision(sigma=0.1, votes=votes))
+    assert attack.name == name
+    assert planning.is_weak_estimate(attack) == ("sigma" in name and "copies" not in name)
+    without = planning.identify_attack(typed, L2, Decision(votes=votes))
+    assert (without.name == name) == ("sigma=" in typed or typed == "pgd-20")
 
 
 def test_rows_of_other_code_are_not_gone_on_with(monkeypatch):

@@ -244,6 +244,13 @@ def test_a_loss_that_is_flat_for_some_images_is_left_to_the_diagnostics() -> Non
     preflight(model, IMAGES, model(IMAGES).argmax(1), losses=["ce"])
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_a_loss_without_a_form_is_looked_at_as_attacks_replace_it(classes: int, top_k: int) -> None:
+    model = Classifier(SmallNet(classes).eval().float(), input_shape=SHAPE, num_classes=classes)
+    preflight(model, IMAGES, model(IMAGES).argmax(1), losses=["dlr", "margin"], decision=Decision(top_k=top_k))
+
+
 def test_random_answers_pass_where_several_passes_decide() -> None:
     for decision in (Decision(votes=5), Decision(repeats=2), Decision(sigma=0.1)):
         preflight(sound(Randomised()), IMAGES, labels(sound()), decision=decision)

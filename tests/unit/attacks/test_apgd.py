@@ -229,6 +229,25 @@ def test_classes_aimed_at_follow_the_clean_logits():
     assert classes_aimed_at(logits, labels, count=9, criterion=Criterion(5)).shape[1] == 0
 
 
+@pytest.mark.parametrize(("classes", "top_k", "runs"), [(4, 1, 3), (10, 1, 9), (12, 1, 9), (10, 3, 7), (4, 4, 0)])
+def test_fewer_targets_than_asked_for_are_remarked_on(classes, top_k, runs):
+    model = Target(Linear(classes, 16).requires_grad_(False), Ledger.of(3))
+    images, threat = pictures(3), threat_of("Linf", "0.00001")
+    apgd(
+        model,
+        images,
+        model(images).argmax(1),
+        threat=threat,
+        random=stream(3),
+        criterion=Criterion(top_k),
+        loss="margin",
+        targets=9,
+        steps=2,
+    )
+    expected = {f"{runs} targets instead of 9: there are no more classes to aim at"} if runs < 9 else set()
+    assert model.ledger.notes == expected
+
+
 def test_towards_several_classes_the_one_furthest_behind_counts():
     goal = targeted("margin", Criterion(2), nn.Identity())
     logits, labels = torch.tensor([[3.0, 1.0, 5.0, 2.0]]), torch.tensor([0])

@@ -14,6 +14,7 @@ from robench.attacks import autoattack as module
 from robench.attacks.apgd import apgd
 from robench.attacks.autoattack import autoattack, members
 from robench.attacks.fab import fab
+from robench.attacks.pgd import pgd
 from robench.attacks.square import square
 from robench.checkpoints import load_model
 from robench.classifier import frozen
@@ -53,6 +54,20 @@ def test_never_weaker_than_its_members_alone(norm, version):
         alone.append(model(project(point, images, threat)).argmax(1) != labels)
     assert torch.equal(broken, torch.stack(alone).any(0))
     assert 0 < int(broken.sum()) < 30
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("Linf", "0.02"), ("L2", "0.06")])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_leaves_at_most_what_pgd_100_leaves(norm, epsilon, classes):
+    """Image by image. The two start at different points, so that one of the 80 may fall to PGD alone, by luck."""
+    model = SmallNet(classes).eval().double().requires_grad_(False)
+    images, threat = pictures(80), threat_of(norm, epsilon)
+    labels, supplied = model(images).argmax(1), {"threat": threat, "random": stream(80)}
+    projected = pgd(model, images, labels, steps=100, start="random", **supplied)
+    combined = autoattack(model, images, labels, queries=100, **supplied)
+    by_pgd, by_all = (model(found).argmax(1) != labels for found in (projected, combined))
+    assert 20 < by_pgd.sum() < 60
+    assert (by_pgd & ~by_all).sum() <= 1
 
 
 def test_members_are_those_of_section_6():

@@ -254,6 +254,14 @@ def test_broken_images_come_back_at_the_cost_of_one_pass(norm):
 
 
 @both_norms
+@pytest.mark.parametrize(("classes", "targets", "noted"), [(4, 9, True), (10, 9, False), (4, 3, False), (4, 0, False)])
+def test_fewer_targets_than_asked_for_are_remarked_on(norm, classes, targets, noted):
+    model = Target(Linear(classes, 16).requires_grad_(False), Ledger.of(3))
+    images = pictures(3)
+    attacked(model, images, model(images).argmax(1), norm, steps=1, targets=targets)
+    assert model.ledger.notes == ({"3 targets instead of 9: there are no more classes to aim at"} if noted else set())
+
+
 @pytest.mark.parametrize("targets", [0, 4])
 def test_top_2_of_a_linear_model(norm, targets):
     """Two boundaries are to be crossed: farther than the second of them alone, and not much."""

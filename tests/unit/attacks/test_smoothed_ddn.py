@@ -47,6 +47,7 @@ def test_loop_is_that_of_the_paper(levels, agreement):
             adversarial = int(votes.argmax()) != int(label)
             if agreement == "sure":  # 2 sqrt(5) of five copies are all of them
                 adversarial &= bool((logits.argmax(1) != label).all())
+            adversarial &= step > 0  # the image itself is no success of the attack
             if adversarial and float(delta.norm()) < shortest:
                 best, shortest = delta, float(delta.norm())
             (gradient,) = torch.autograd.grad(-torch.log(F.softmax(logits, 1)[:, label].mean()), point)
@@ -94,6 +95,17 @@ def test_what_is_broken_already_is_returned_as_it_is():
     model, images, labels, random = problem()
     wrong = (labels + 1) % 5
     assert torch.equal(attack(model, images, wrong, random, steps=5), images)
+
+
+@pytest.mark.parametrize("agreement", ["sure", "majority"])
+def test_noise_that_fools_the_model_by_itself_is_no_success(agreement):
+    """Such an image is moved on, towards where other noise fools the model, too."""
+    model, images, labels, random = problem(40)
+    noise = 0.3 * random.at("noise", "copy", 0).normal(images)
+    fooled = model(images + noise).argmax(1) != labels
+    assert 5 < fooled.sum() < 35
+    found = attack(model, images, labels, random, steps=30, sigma=0.3, agreement=agreement)
+    assert (distance(found - images, "L2")[fooled] > 0.1).all()
 
 
 def test_quantises_to_so_many_levels():
