@@ -166,6 +166,14 @@ class EvaluationBar:
         self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
         self.task = None
 
+    def abandon(self, spec: EvalSpec) -> None:
+        """Leave a line that says that there is no result."""
+        assert self.task is not None
+        self.bars.finish(
+            self.task, f"{spec.model.id} {spec.attack.title} {spec.threat}: no image was answered; time is up"
+        )
+        self.task = None
+
 
 class TrainingBar:
     """Shows a training's steps and a line per epoch (:class:`robench.training.progress.TrainingProgress`)."""

@@ -48,6 +48,9 @@ class Progress(Protocol):
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
         """Finish a question; `known` if nothing had to be computed."""
 
+    def abandon(self, spec: EvalSpec) -> None:
+        """Leave a question of which nothing is known: the time was up before its first example was answered."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -86,8 +89,8 @@ class Campaign:
     def answer(self, specs: Sequence[EvalSpec], ids: NDArray[np.int64]) -> list[EvalRecord]:
         """Answer all questions on these examples, in order; raise EvaluationFailed after the last if any has errors.
 
-        Where the deadline passes, the question that is being answered gets a partial record; of those after it only
-        the records that are complete already are returned.
+        Where the deadline passes, the question that is being answered gets a partial record if any of its examples is
+        answered; of those after it only the records that are complete already are returned.
         """
         self.store.check_writable()
         keep_large_buffers()
@@ -120,7 +123,11 @@ class Campaign:
             sampling.learn(rows)
         self.progress.begin(spec, done=len(rows["example_id"]))
         errors = self._run(spec, self._shards(spec, ids, rows["example_id"], sampling), sampling)
-        record, path = self._finish(spec, errors, known, sampling)
+        answer = self._finish(spec, errors, known, sampling)
+        if answer is None:
+            self.progress.abandon(spec)
+            return None
+        record, path = answer
         self.progress.end(record, path, known=False)
         return record
 
@@ -196,11 +203,14 @@ class Campaign:
 
     def _finish(
         self, spec: EvalSpec, errors: Sequence[ShardError], known: EvalRecord | None, sampling: Sampling | None
-    ) -> tuple[EvalRecord, Path]:
+    ) -> tuple[EvalRecord, Path] | None:
+        """Return the record and where it stands; None, and nothing written, where the time was up before any answer."""
         rows = sort_rows([self.store.journal_read(journal_key(spec))])
         if sampling:
             counts = np.isin(rows["example_id"], sampling.drawn)
             rows = {name: values[counts] for name, values in rows.items()}
+        if self._stopped and not errors and not known and not len(rows["example_id"]):
+            return None
         whole = sampling is None or len(rows["example_id"]) == len(sampling.drawn)
         record = merge(
             spec,

@@ -22,6 +22,7 @@ class Watcher:
 
     def __init__(self, patience=1000):
         self.patience, self.begun, self.computed, self.known, self.probed = patience, [], 0, [], []
+        self.abandoned = []
 
     def begin(self, spec, *, done):
         self.begun.append(done)
@@ -38,6 +39,9 @@ class Watcher:
     def end(self, record, path, *, known):
         assert path.exists()
         self.known.append(known)
+
+    def abandon(self, spec):
+        self.abandoned.append(spec)
 
 
 @pytest.fixture
