@@ -19,8 +19,9 @@ from robench.evaluation.adversarials import AdversarialFiles, Misclassified
 from robench.evaluation.deadline import Deadline
 from robench.evaluation.deriving import Occasion, derive
 from robench.evaluation.diagnostics import diagnose
+from robench.evaluation.findings import Findings, findings_key, sample_of
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
-from robench.evaluation.probes import Findings, findings_key, probe, sample_of
+from robench.evaluation.probes import probe
 from robench.evaluation.sampling import Sampling, drawing_order
 from robench.evaluation.shards import Rows, Shard, ShardResult, split
 from robench.evaluation.worker import Worker

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from robench.evaluation.probes import NO_RISE, SAME_OUTPUTS, TOO_HIGH, UNBROKEN_IN_BOX, ZERO_GRADIENTS, Findings, Role
+from robench.evaluation.findings import NO_RISE, SAME_OUTPUTS, TOO_HIGH, UNBROKEN_IN_BOX, ZERO_GRADIENTS, Findings, Role
 from robench.evaluation.shards import Rows
 from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalSpec
