@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robench.confidence_sequences import draws_needed
+from robench.evaluation.findings import unexamined
 from robench.records import EvalRecord, EvalSpec
 from robench.reporting.formatting import duration
 
@@ -120,36 +121,38 @@ class EvaluationBar:
     def __init__(self, bars: Bars, outlook: Outlook | None = None) -> None:
         """Draw on `bars`; `outlook` is of the whole command."""
         self.bars, self.outlook = bars, outlook or Outlook()
-        self.task: TaskID | None = None
-        self.done = self.fresh = self.robust = 0
+        self.tasks: dict[str, TaskID] = {}
+        """By question: with a deadline bars wait for the diagnostics while other questions are answered."""
+        self.done: dict[str, int] = {}
+        self.fresh = self.robust = 0
 
     def begin(self, spec: EvalSpec, *, done: int) -> None:
         """Start a bar; examples of an interrupted run are done already."""
-        self.done, self.fresh, self.robust = done, 0, 0
+        self.done[spec.identity], self.fresh, self.robust = done, 0, 0
         if self.outlook.announcement:
             self.bars.say(self.outlook.announcement)
             self.outlook.announcement = ""
-        self.task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
+        task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
+        self.tasks[spec.identity] = task
         self.outlook.expect(spec, spec.examples.count - done)
-        self.bars.update(self.task, done)
+        self.bars.update(task, done)
 
     def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
         """Move the bar; the note is the robust accuracy of what this run has answered so far, and the time left."""
-        self.done, self.fresh, self.robust = self.done + examples, self.fresh + examples, self.robust + robust
-        assert self.task is not None
+        self.fresh, self.robust = self.fresh + examples, self.robust + robust
+        done = self.done[spec.identity] = self.done[spec.identity] + examples
         share, total = self.robust / self.fresh, spec.examples.count
         if spec.until is not None:
-            total = max(self.done, draws_needed(share, spec.examples.count, width=spec.until))
+            total = max(done, draws_needed(share, spec.examples.count, width=spec.until))
         self.outlook.answered(spec, examples)
-        self.outlook.expect(spec, total - self.done)
+        self.outlook.expect(spec, total - done)
         left = self.outlook.seconds_left
         note = f"robust {100 * share:.1f} %" + (f", {duration(left)} left" if left is not None else "")
-        self.bars.update(self.task, self.done, note, total=total)
+        self.bars.update(self.tasks[spec.identity], done, note, total=total)
 
-    def probe(self, spec: EvalSpec, *, examples: int) -> None:  # noqa: ARG002  the protocol's
+    def probe(self, spec: EvalSpec, *, examples: int) -> None:
         """Say why the bar stands still at its end."""
-        assert self.task is not None
-        self.bars.update(self.task, self.done, f"diagnostics on {examples} examples")
+        self.bars.update(self.tasks[spec.identity], self.done[spec.identity], f"diagnostics on {examples} examples")
 
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
         """Leave a line with the result."""
@@ -160,19 +163,21 @@ class EvaluationBar:
         )
         if record.status == "partial":
             line += f" (of {spec.examples.count:,}; time is up)"
-        if self.task is None:
-            self.task = self.bars.add("", 1)
+        line += f" ({'known' if known else f'{record.cost.seconds:.1f} s'})"
+        if not known and (reason := unexamined(record.diagnostics)):
+            line += f"; diagnostics {reason}"
         self.outlook.expect(spec, 0)
-        self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
-        self.task = None
+        self._finish(spec, line)
 
     def abandon(self, spec: EvalSpec) -> None:
         """Leave a line that says that there is no result."""
-        assert self.task is not None
-        self.bars.finish(
-            self.task, f"{spec.model.id} {spec.attack.title} {spec.threat}: no image was answered; time is up"
-        )
-        self.task = None
+        self._finish(spec, f"{spec.model.id} {spec.attack.title} {spec.threat}: no image was answered; time is up")
+
+    def _finish(self, spec: EvalSpec, line: str) -> None:
+        if spec.identity in self.tasks:
+            self.bars.finish(self.tasks.pop(spec.identity), line)
+        else:
+            self.bars.say(line)
 
 
 class TrainingBar:

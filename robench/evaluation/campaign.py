@@ -17,7 +17,7 @@ from robench.datasets import ImageSet, fixed_shuffle
 from robench.errors import EvaluationFailed, UserError
 from robench.evaluation.adversarials import AdversarialFiles, Misclassified
 from robench.evaluation.deadline import Deadline
-from robench.evaluation.deriving import Occasion, derive
+from robench.evaluation.deriving import Occasion, derive, follows_from
 from robench.evaluation.diagnostics import diagnose
 from robench.evaluation.findings import Findings, findings_key, sample_of
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
@@ -75,6 +75,33 @@ class Execution:
     """Search through torch.compile."""
 
 
+@dataclass(frozen=True)
+class _Searched:
+    """A question of which everything is answered that there was time for; its record is still to be made."""
+
+    spec: EvalSpec
+    errors: Sequence[ShardError]
+    known: EvalRecord | None
+    """The record of which only the images were missing."""
+    sampling: Sampling | None
+
+    def rows_of(self, journal: Rows) -> Rows:
+        """Return the rows that count."""
+        rows = sort_rows([journal])
+        if not self.sampling:
+            return rows
+        counts = np.isin(rows["example_id"], self.sampling.drawn)
+        return {name: values[counts] for name, values in rows.items()}
+
+    def is_whole(self, rows: Rows) -> bool:
+        """Tell whether the rows answer the question."""
+        if self.errors:
+            return False
+        if self.sampling:
+            return self.sampling.enough and len(rows["example_id"]) == len(self.sampling.drawn)
+        return len(rows["example_id"]) == self.spec.examples.count
+
+
 class Campaign:
     """Questions about one model on one split, and where the answers go."""
 
@@ -90,12 +117,14 @@ class Campaign:
     def answer(self, specs: Sequence[EvalSpec], ids: NDArray[np.int64]) -> list[EvalRecord]:
         """Answer all questions on these examples, in order; raise EvaluationFailed after the last if any has errors.
 
+        Where there is a deadline the questions come first, and the probes have what they leave of the time.
         Where the deadline passes, the question that is being answered gets a partial record if any of its examples is
         answered; of those after it only the records that are complete already are returned.
         """
         self.store.check_writable()
         keep_large_buffers()
-        records = [record for spec in specs if (record := self._answer(spec, ids))]
+        searched = self._search_ahead(specs, ids) if self.execution.deadline else {}
+        records = [record for spec in specs if (record := self._answer(spec, ids, searched))]
         failed = [record for record in records if record.status == "failed"]
         if failed:
             first = failed[0]
@@ -106,7 +135,35 @@ class Campaign:
             )
         return records
 
-    def _answer(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord | None:
+    def _search_ahead(self, specs: Sequence[EvalSpec], ids: NDArray[np.int64]) -> dict[str, _Searched]:
+        """Search for all questions that need it, by their identities, before any record is made.
+
+        One whose answer will follow from another's waits for that record.
+        """
+        found = {}
+        for i, spec in enumerate(specs):
+            if not follows_from(spec, specs[:i]) and isinstance(answer := self._search(spec, ids), _Searched):
+                found[spec.identity] = answer
+        return found
+
+    def _answer(self, spec: EvalSpec, ids: NDArray[np.int64], ahead: dict[str, _Searched]) -> EvalRecord | None:
+        """Return the record of a question, of which the search may have been done `ahead`; None for lack of time."""
+        answer = ahead.pop(spec.identity, None) or self._search(spec, ids)
+        if not isinstance(answer, _Searched):
+            return answer
+        found = self._finish(answer)
+        if found is None:
+            self.progress.abandon(spec)
+            return None
+        record, path = found
+        self.progress.end(record, path, known=False)
+        return record
+
+    def _search(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord | _Searched | None:
+        """Answer the examples of a question that nobody has answered; return its record where all is known already.
+
+        None: there is no time to begin.
+        """
         saving = self.execution.save_adversarials
         wanted = saving and not self.files.has(spec, self._misclassified)
         known = self.store.find(spec) or (None if saving else self._derived(spec))
@@ -124,13 +181,7 @@ class Campaign:
             sampling.learn(rows)
         self.progress.begin(spec, done=len(rows["example_id"]))
         errors = self._run(spec, self._shards(spec, ids, rows["example_id"], sampling), sampling)
-        answer = self._finish(spec, errors, known, sampling)
-        if answer is None:
-            self.progress.abandon(spec)
-            return None
-        record, path = answer
-        self.progress.end(record, path, known=False)
-        return record
+        return _Searched(spec, errors, known, sampling)
 
     @property
     def _misclassified(self) -> Misclassified:
@@ -202,14 +253,10 @@ class Campaign:
         robust = int(np.sum(result.rows["robust"]))
         self.progress.advance(spec, examples=len(result.rows["example_id"]), robust=robust)
 
-    def _finish(
-        self, spec: EvalSpec, errors: Sequence[ShardError], known: EvalRecord | None, sampling: Sampling | None
-    ) -> tuple[EvalRecord, Path] | None:
+    def _finish(self, searched: _Searched) -> tuple[EvalRecord, Path] | None:
         """Return the record and where it stands; None, and nothing written, where the time was up before any answer."""
-        rows = sort_rows([self.store.journal_read(journal_key(spec))])
-        if sampling:
-            counts = np.isin(rows["example_id"], sampling.drawn)
-            rows = {name: values[counts] for name, values in rows.items()}
+        spec, errors, known, sampling = searched.spec, searched.errors, searched.known, searched.sampling
+        rows = searched.rows_of(self.store.journal_read(journal_key(spec)))
         if self._stopped and not errors and not known and not len(rows["example_id"]):
             return None
         whole = sampling is None or len(rows["example_id"]) == len(sampling.drawn)
@@ -226,7 +273,7 @@ class Campaign:
                 stopped=self._stopped and whole and not (sampling and sampling.enough),
                 sequence=sampling.sequence if sampling and whole else None,
                 notes=self.store.journal_notes(journal_key(spec)),
-                diagnostics=self._diagnose(spec, rows) if known is None and not errors and not self._stopped else (),
+                diagnostics=self._diagnose(spec, rows) if known is None and searched.is_whole(rows) else (),
             ),
         )
         if known is not None and record.status == "partial":
@@ -248,7 +295,10 @@ class Campaign:
         return known or record, path
 
     def _diagnose(self, spec: EvalSpec, rows: Rows) -> tuple[Diagnostic, ...]:
-        """Return the record's diagnostics; the probes run once for all questions that share what they depend on."""
+        """Return the record's diagnostics; the probes run once for all questions that share what they depend on.
+
+        Where they do not run to their end before the deadline, the diagnostics say that nothing was examined.
+        """
         order = fixed_shuffle(len(self.images))
         ids = sample_of(order, rows["example_id"][rows["attacked"]], len(rows["example_id"]))
         path = self.store.root / ".work" / f"findings-{findings_key(spec, ids, code_fingerprint())}.json"
@@ -256,7 +306,8 @@ class Campaign:
         with suppress(OSError, UserError):  # not there, or cut short by a full disk
             findings = Findings.from_json(path.read_text("utf-8"), origin=str(path))
         if findings is None:
-            self.progress.probe(spec, examples=len(ids))
+            if not self._stopped:
+                self.progress.probe(spec, examples=len(ids))
             findings = probe(self._worker(spec), spec, ids)
             if findings.problem is None:
                 publish(path, findings.to_json().encode())

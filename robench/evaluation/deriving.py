@@ -7,7 +7,7 @@ broken inside the new ball. Without torch, because nothing is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ def origin_of(spec: EvalSpec, store: Store) -> EvalRecord | None:
 
     Evaluations that stopped by what they saw inside the ball, and models that decide at random, have none.
     """
-    if not is_minimum_norm(spec) or spec.until is not None or not spec.decision.plain:
+    if not _can_follow(spec):
         return None
     found = [record for record in store.complete_of(spec.model) if _differs_in_epsilon(record.spec, spec)]
     return min(found, key=lambda record: record.spec.identity, default=None)
@@ -64,6 +64,15 @@ def derive(spec: EvalSpec, store: Store, *, num_classes: int, occasion: Callable
     )
     store.write(record, rows)
     return store.find(spec)
+
+
+def follows_from(spec: EvalSpec, others: Iterable[EvalSpec]) -> bool:
+    """Tell whether an answer to one of the other questions would answer this one."""
+    return _can_follow(spec) and any(_differs_in_epsilon(other, spec) for other in others)
+
+
+def _can_follow(spec: EvalSpec) -> bool:
+    return is_minimum_norm(spec) and spec.until is None and spec.decision.plain
 
 
 def at_epsilon(rows: Rows, threat: ThreatModel) -> Mapping[str, NDArray[Any]]:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from robench.records import EvalSpec, Value, canonical_hash
+from robench.records import Diagnostic, EvalSpec, Value, canonical_hash
 
 #: Shares of the sample up to which a sign is no sign: one in a hundred may have died in a ReLU or sit on a plateau.
 ZERO_GRADIENTS, UNBROKEN_IN_BOX = 0.01, 0.01
@@ -22,6 +23,9 @@ NO_RISE = 0.05
 TOO_HIGH = 0.01
 #: Two equal calls may differ by this share of the largest logit: parallel sums on a GPU have no fixed order.
 SAME_OUTPUTS = 1e-5
+
+#: How the reason begins where time was too short, or nothing at hand, to look for signs.
+NOT_EXAMINED = "not examined"
 
 Role = Literal["reference", "longer", "margin", "black-box", "surrogate", "rescaled", "long-black-box", "averaged"]
 
@@ -89,3 +93,8 @@ def findings_key(spec: EvalSpec, ids: NDArray[np.int64], code: str) -> str:
     asked = spec.model_dump(mode="json", include={"model", "threat", "seed", "precision", "decision"})
     data = spec.examples.dataset, spec.examples.split_sha256, ids.tolist()
     return canonical_hash([asked, data, ATTACKS, code])[:16]
+
+
+def unexamined(diagnostics: Iterable[Diagnostic]) -> str | None:
+    """Return why a record's diagnostics did not look at the model, None where they did."""
+    return next((d.evidence for d in diagnostics if d.evidence.startswith(NOT_EXAMINED)), None)

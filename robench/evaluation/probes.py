@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robench.classifier import logit_gap, tensor_float32
+from robench.evaluation.deadline import OutOfTime
 from robench.evaluation.findings import (
     ATTACKS,
     NO_RISE,
+    NOT_EXAMINED,
     SAME_OUTPUTS,
     TOO_HIGH,
     UNBROKEN_IN_BOX,
@@ -64,7 +66,7 @@ def probe(worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Findings:
     """Return what the probes find on the examples `ids`, which the model classifies correctly.
 
     The attack that `spec` names is not looked at. A probe that crashes gives findings that say so: an evaluation that
-    was paid for is not lost by it.
+    was paid for is not lost by it. So does one that the worker's deadline cuts off: half of the probes tell nothing.
     """
     sample = tuple(ids.tolist())
     if not sample:
@@ -72,6 +74,8 @@ def probe(worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Findings:
     try:
         with tensor_float32(allowed=worker.allow_tf32):
             return _probe(_Bench(worker, spec, ids))
+    except OutOfTime as error:
+        return Findings(ids=sample, problem=f"{NOT_EXAMINED}: {error}")
     except Exception as error:  # noqa: BLE001 - whatever a user's model raises here, its answered questions stand
         first = str(error).partition("\n")[0]
         return Findings(ids=sample, problem=f"the probes failed: {type(error).__name__}: {first}")
@@ -89,7 +93,7 @@ def _probe(bench: _Bench) -> Findings:
     bench.run("longer")
     bench.run("margin", trace=margins)
     bench.run("black-box")
-    bench.run("surrogate", model=Averaged(bench.worker.search, bench.noise(_NOISY_COPIES, bench.half_radius)))
+    bench.run("surrogate", model=Averaged(bench.search, bench.noise(_NOISY_COPIES, bench.half_radius)))
     zero["ce"] |= ascent.zero
     zero["margin"] |= margins.zero
     no_rise = ~bench.broken["reference"] & (ascent.last <= ascent.first)
@@ -97,9 +101,9 @@ def _probe(bench: _Bench) -> Findings:
     n = len(bench.ids)
     flat = exceeds(max(int(rows.sum()) for rows in zero.values()), n, ZERO_GRADIENTS)
     if flat:
-        bench.run("rescaled", model=Divided(bench.worker.search, bench.logit_spread() / _SPREAD))
+        bench.run("rescaled", model=Divided(bench.search, bench.logit_spread() / _SPREAD))
     if random:
-        bench.run("averaged", model=Averaged(bench.worker.search, bench.noise(_PASSES, sigma), within_box=False))
+        bench.run("averaged", model=Averaged(bench.search, bench.noise(_PASSES, sigma), within_box=False))
     further = bench.broken["black-box"] | bench.broken["surrogate"]
     if (
         flat
@@ -218,6 +222,7 @@ class _Bench:
     def __init__(self, worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> None:
         self.worker, self.spec, self.ids = worker, spec, ids
         self.images, self.labels = worker.load(ids)
+        self.search = worker.punctual(worker.search)
         self.criterion = Criterion(spec.decision.top_k)
         self.decision = spec.decision
         self.random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.images.device)).at("probes")
@@ -250,7 +255,7 @@ class _Bench:
         ledger = Ledger.of(len(self.ids), self.images.device)
         broken = torch.zeros(len(self.ids), dtype=torch.bool, device=self.images.device)
         for part in rows.split(self.worker.batch_size or _BATCH):
-            searched = model or self.worker.search
+            searched = model or self.search
             target = Target(searched, ledger, part) if trace is None else _Watched(searched, ledger, part, trace)
             found = plugin.load().attack(
                 target,
@@ -279,7 +284,7 @@ class _Bench:
         dead = []
         for rows in torch.arange(len(self.ids), device=self.images.device).split(self.worker.batch_size or _BATCH):
             leaf = self.images[rows].requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(self.worker.search(leaf), self.labels[rows]).sum(), leaf)
+            (gradient,) = torch.autograd.grad(loss(self.search(leaf), self.labels[rows]).sum(), leaf)
             dead.append(_dead(gradient))
         return torch.cat(dead)
 

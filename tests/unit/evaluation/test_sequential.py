@@ -296,6 +296,54 @@ def test_time_for_one_image_at_a_time_gets_to_the_end(campaign, spec_of):
     assert answered == [1, 2, 3, 4]
 
 
+class Diary(Watcher):
+    """Notes what happens in which order."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def begin(self, spec, *, done):
+        self.events.append("begin " + spec.attack.entry)
+
+    def probe(self, spec, *, examples):
+        self.events.append("probe")
+
+    def end(self, record, path, *, known):
+        self.events.append("end " + record.spec.attack.entry)
+
+
+def test_probes_have_what_the_questions_leave_of_the_time_and_end_with_it(campaign, spec_of):
+    (spec, ids), (other, _) = spec_of(), spec_of(attack="fgsm")
+    usual = Diary()
+    (expected, *_) = campaign(usual, folder="usual").answer([spec, other], ids)
+    assert usual.events == ["begin pgd", "probe", "end pgd", "begin fgsm", "end fgsm"]
+    ample = Diary()
+    (record, *_) = campaign(ample, folder="ample", deadline=limited(1e6, Clock())).answer([spec, other], ids)
+    assert ample.events == ["begin pgd", "begin fgsm", "probe", "end pgd", "end fgsm"]
+    assert record.diagnostics == expected.diagnostics
+
+    scarce, clock = Diary(), Clock(tick=0.001)
+    records = campaign(scarce, folder="scarce", deadline=limited(0.5, clock)).answer([spec, other], ids)
+    assert scarce.events == ample.events
+    assert clock.now < 0.51, "the probes, which take several times as long, were cut off"
+    assert [r.status for r in records] == ["complete", "complete"]
+    for made in records:
+        *looked_at, eight_bit = made.diagnostics
+        assert {d.verdict for d in looked_at} == {"not applicable"}
+        assert {d.evidence for d in looked_at} == {"not examined: the 0.5 seconds are over"}
+        assert eight_bit.verdict == "ok", "the rows are enough for this"
+    assert not list((campaign(folder="scarce").store.root / ".work").glob("findings-*")), "it is looked at another time"
+
+
+@pytest.mark.usefixtures("nearest")
+def test_with_a_time_limit_too_one_search_serves_every_epsilon(campaign, spec_of):
+    questions = [spec_of("nearest", f"Linf@{epsilon}") for epsilon in ("0.05", "0.1")]
+    watcher = Watcher()
+    records = campaign(watcher, deadline=limited(1e6, Clock())).answer([q[0] for q in questions], questions[0][1])
+    assert (watcher.computed, [r.status for r in records]) == (250, ["complete", "complete"])
+
+
 def test_batches_grow_and_then_fit_the_time_that_is_left():
     clock = Clock()
     pace = Pace(limited(100, clock))
