@@ -13,6 +13,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from robench.evaluation.diagnostics import diagnose
+from robench.evaluation.findings import NOT_EXAMINED, Findings
 from robench.evaluation.merging import Remarks, merge
 from robench.planning import is_minimum_norm
 from robench.records import EvalRecord, EvalSpec
@@ -46,12 +48,16 @@ def derive(spec: EvalSpec, store: Store, *, num_classes: int, occasion: Callable
     """Answer a question from the rows of its :func:`origin_of` and store the answer; None where there is no origin.
 
     The record has the origin's rows, except `robust`, and its cost: one search serves every epsilon. A note names it.
+    Of its diagnostics those of its rows are made; the others need attacks in its own ball, and say that nobody looked.
     """
     origin = origin_of(spec, store)
     if origin is None:
         return None
     rows = at_epsilon(store.outcomes(origin), spec.threat)
     made = occasion()
+    unseen = (
+        f"{NOT_EXAMINED}: the rows are those of record {origin.spec.identity}, and no attack was run at this epsilon"
+    )
     record = merge(
         spec,
         rows,
@@ -60,7 +66,11 @@ def derive(spec: EvalSpec, store: Store, *, num_classes: int, occasion: Callable
         num_classes=num_classes,
         provenance=origin.provenance.model_copy(update={"command": made.command, "finished": made.finished}),
         outcomes_sha256=outcome_sha256(rows),
-        remarks=Remarks(minimum_norm=True, notes={*_own_notes(origin), *_lineage(origin)}),
+        remarks=Remarks(
+            minimum_norm=True,
+            notes={*_own_notes(origin), *_lineage(origin)},
+            diagnostics=diagnose(spec, rows, Findings(ids=(), problem=unseen)),
+        ),
     )
     store.write(record, rows)
     return store.find(spec)
