@@ -18,7 +18,7 @@ from robench.errors import EvaluationFailed, UserError
 from robench.evaluation.adversarials import AdversarialFiles, Misclassified
 from robench.evaluation.deadline import Deadline
 from robench.evaluation.deriving import Occasion, derive, follows_from
-from robench.evaluation.diagnostics import diagnose
+from robench.evaluation.diagnostics import Attempt, diagnose
 from robench.evaluation.findings import Findings, findings_key, sample_of
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
 from robench.evaluation.probes import probe
@@ -26,7 +26,7 @@ from robench.evaluation.sampling import Sampling, drawing_order
 from robench.evaluation.shards import Rows, Shard, ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
-from robench.planning import code_fingerprint, is_minimum_norm, journal_key
+from robench.planning import code_fingerprint, is_bounded, is_minimum_norm, journal_key
 from robench.records import Diagnostic, EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256, publish
 
@@ -311,7 +311,27 @@ class Campaign:
             findings = probe(self._worker(spec), spec, ids)
             if findings.problem is None:
                 publish(path, findings.to_json().encode())
-        return diagnose(spec, rows, findings)
+        return diagnose(spec, rows, findings, self._others(spec))
+
+    def _others(self, spec: EvalSpec) -> Iterator[Attempt]:
+        """Yield what the other attacks broke of which there are complete records about the same examples.
+
+        Rows that are damaged are passed over: they are named where they count. So are models that decide at random,
+        against which an attack may have had luck.
+        """
+        if not spec.decision.plain:
+            return
+        for record in self.store.complete_of(spec.model):
+            if is_bounded(record.spec) and _differs_in_attack(record.spec, spec):
+                with suppress(UserError):
+                    rows = self.store.outcomes(record)
+                    fallen = rows["example_id"][rows["attacked"] & ~rows["robust"]]
+                    yield Attempt(record.spec.attack.title, frozenset(fallen.tolist()))
+
+
+def _differs_in_attack(other: EvalSpec, spec: EvalSpec) -> bool:
+    """Tell whether two questions are about the same examples in the same ball, whatever searches there, and how."""
+    return (other.threat, other.examples, other.decision) == (spec.threat, spec.examples, spec.decision)
 
 
 def _differing(before: Rows, now: Rows) -> int:
