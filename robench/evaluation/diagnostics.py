@@ -19,16 +19,22 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from robench.evaluation.findings import NO_RISE, SAME_OUTPUTS, TOO_HIGH, UNBROKEN_IN_BOX, ZERO_GRADIENTS, Findings, Role
+from robench.evaluation.findings import (
+    CROSS_ENTROPY_ALONE,
+    NO_RISE,
+    SAME_OUTPUTS,
+    TOO_HIGH,
+    UNBROKEN_IN_BOX,
+    ZERO_GRADIENTS,
+    Findings,
+    Role,
+    loss_of,
+)
 from robench.evaluation.shards import Rows
 from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalSpec
 from robench.statistics import exceeds, proportion
 
-#: How far above the worst case of all that was tried an attack on the cross-entropy is called far above it. Plain
-#: adversarial training loses a point or two from PGD on the cross-entropy to PGD on the margin, methods that train what
-#: PGD sees more: from PGD-10 to AutoAttack AT 4.1, TRADES 4.0, MART 7.2 points (README of the MAIR library).
-CROSS_ENTROPY_ALONE = 0.02
 #: An evaluation whose adversarial images are more often than this gone when they are saved as a file.
 LOST_IN_8_BIT = 0.05
 
@@ -78,10 +84,7 @@ class Case:
     @property
     def loss(self) -> Literal["ce", "margin"] | None:
         """Return whose gradient the attack follows (the DLR is a scaled margin); None where that is not said."""
-        name = self.spec.attack.parameters.get("loss")
-        if name is None:
-            return None
-        return "ce" if str(name).startswith("ce") else "margin"
+        return loss_of(self.spec)
 
     def ran(self, roles: Iterable[Role]) -> tuple[Attempt, ...]:
         """Return what those probes of `roles` broke that ran."""
