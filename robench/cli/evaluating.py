@@ -298,6 +298,7 @@ def _status(spec: EvalSpec, store: Store, *, images: bool) -> tuple[str, int]:
 def _outlook(questions: Sequence[Planned]) -> Outlook:
     """Return what is to be computed, with a line that says so."""
     from robench.cli.progress import Outlook
+    from robench.evaluation.findings import probe_work
     from robench.reporting.formatting import duration
 
     rest = [q for q in questions if q.status.startswith(("new", "begun"))]
@@ -307,10 +308,16 @@ def _outlook(questions: Sequence[Planned]) -> Outlook:
     ]
     if queries := sum(q.cost.queries for q in rest):
         parts.append(f"{queries:,} queries")
+    work = {key: (gradients, asked) for key, gradients, asked in (probe_work(q.spec) for q in rest)}
+    if work:
+        parts.append(f"{sum(gradients for gradients, _ in work.values()):,} more for the diagnostics")
+    probes = {key: 2.0 * gradients + asked for key, (gradients, asked) in work.items()}
     seconds = [q.cost.seconds for q in rest if q.cost.seconds is not None]
-    if len(seconds) == len(rest):
-        parts.append(f"{duration(sum(seconds))} (going by earlier ones)")
-    return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts))
+    if rest and len(seconds) == len(rest):
+        passes = sum(2 * q.cost.gradient_passes + q.cost.queries for q in rest)
+        share = 1 + sum(probes.values()) / passes if passes else 1.0
+        parts.append(f"{duration(share * sum(seconds))} (going by earlier ones)")
+    return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts), probes=probes)
 
 
 def _print_plan(questions: Sequence[Planned], guarantees: Sequence[Mapping[str, Any]], *, json_output: bool) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robench.confidence_sequences import draws_needed
-from robench.evaluation.findings import unexamined
+from robench.evaluation.findings import probe_work, unexamined
 from robench.records import EvalRecord, EvalSpec
 from robench.reporting.formatting import duration
 
@@ -85,15 +85,18 @@ class Outlook:
         work: Iterable[tuple[EvalSpec, float]] = (),
         announcement: str = "",
         *,
+        probes: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with the questions that are to be computed, each with the passes that an example takes at most.
 
-        The announcement is a line for the moment when the first of them begins.
+        The announcement is a line for the moment when the first of them begins. `probes` are the passes of the
+        diagnostics' own attacks, by the key of the questions that share them.
         """
         listed = list(work)
         self._passes = {spec.identity: passes for spec, passes in listed}
         self._rest = {spec.identity: passes * spec.examples.count for spec, passes in listed}
+        self._probes = dict(probes or {})
         self.announcement = announcement
         self._clock, self._done = clock, 0.0
         self._begun: float | None = None
@@ -107,12 +110,18 @@ class Outlook:
         """Count examples that were just answered."""
         self._done += self._passes.get(spec.identity, 1.0) * examples
 
+    def examined(self, spec: EvalSpec, *, now: bool) -> None:
+        """Say that a question's diagnostics are made; `now` if the probes ran for it."""
+        passes = self._probes.pop(probe_work(spec)[0], 0.0)
+        self._done += passes if now else 0.0
+
     @property
     def seconds_left(self) -> float | None:
         """Return how long everything still takes; None before anything was answered."""
         if self._begun is None or not self._done:
             return None
-        return sum(self._rest.values()) * (self._clock() - self._begun) / self._done
+        passes = sum(self._rest.values()) + sum(self._probes.values())
+        return passes * (self._clock() - self._begun) / self._done
 
 
 class EvaluationBar:
@@ -124,6 +133,7 @@ class EvaluationBar:
         self.tasks: dict[str, TaskID] = {}
         """By question: with a deadline bars wait for the diagnostics while other questions are answered."""
         self.done: dict[str, int] = {}
+        self.probed: set[str] = set()
         self.fresh = self.robust = 0
 
     def begin(self, spec: EvalSpec, *, done: int) -> None:
@@ -152,6 +162,7 @@ class EvaluationBar:
 
     def probe(self, spec: EvalSpec, *, examples: int) -> None:
         """Say why the bar stands still at its end."""
+        self.probed.add(spec.identity)
         self.bars.update(self.tasks[spec.identity], self.done[spec.identity], f"diagnostics on {examples} examples")
 
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
@@ -167,6 +178,8 @@ class EvaluationBar:
         if not known and (reason := unexamined(record.diagnostics)):
             line += f"; diagnostics {reason}"
         self.outlook.expect(spec, 0)
+        if not known and record.status == "complete":
+            self.outlook.examined(spec, now=spec.identity in self.probed)
         self._finish(spec, line)
 
     def abandon(self, spec: EvalSpec) -> None:

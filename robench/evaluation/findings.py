@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from robench.planning import attack_settings
 from robench.records import Diagnostic, EvalSpec, Value, canonical_hash
 
 #: Shares of the sample up to which a sign is no sign: one in a hundred may have died in a ReLU or sit on a plateau.
@@ -44,6 +45,10 @@ ATTACKS: dict[Role, str] = {
     "long-black-box": "square:queries=1000",
     "averaged": "pgd-20",
 }
+#: Forward passes per gradient of the surrogate, which averages over noisy copies.
+NOISY_COPIES = 4
+#: Balls as shares of the box in which walks on each of the two losses must break everything, with their steps.
+WALKS = ((0.5, 20), (1.0, 40))
 #: Examples looked at: a twentieth, so that the probes stay cheap next to the evaluation.
 _SHARE, _FEWEST, _MOST = 20, 50, 128
 
@@ -98,6 +103,22 @@ def sample_of(order: NDArray[np.int64], correct: NDArray[np.int64], answered: in
     from 4 further examples on (8 %), with 128 from 5 on (4 %).
     """
     return order[np.isin(order, correct)][: min(max(answered // _SHARE, _FEWEST), _MOST)]
+
+
+def probe_work(spec: EvalSpec) -> tuple[str, int, int]:
+    """Return a key of the questions that share their probes, and the gradients and queries that these take at most.
+
+    Where a sign is seen more follows; nobody knows that before.
+    """
+    shared = spec.model_dump(mode="json", include={"model", "examples", "threat", "seed", "precision", "decision"})
+    gradients, queries = 2 + 2 * sum(steps for _, steps in WALKS), 2
+    always: tuple[Role, ...] = ("reference", "longer", "margin", "black-box", "surrogate")
+    for role in always:
+        plugin, settings = attack_settings(ATTACKS[role])
+        followed, asked = plugin.passes(settings, classes=2)
+        gradients, queries = gradients + followed * (NOISY_COPIES if role == "surrogate" else 1), queries + asked
+    count = min(max(spec.examples.count // _SHARE, _FEWEST), _MOST, spec.examples.count)
+    return canonical_hash(shared), count * gradients, count * queries
 
 
 def findings_key(spec: EvalSpec, ids: NDArray[np.int64], code: str) -> str:

@@ -27,10 +27,12 @@ from robench.evaluation.deadline import OutOfTime
 from robench.evaluation.findings import (
     ATTACKS,
     NO_RISE,
+    NOISY_COPIES,
     NOT_EXAMINED,
     SAME_OUTPUTS,
     TOO_HIGH,
     UNBROKEN_IN_BOX,
+    WALKS,
     ZERO_GRADIENTS,
     Findings,
     Role,
@@ -46,15 +48,15 @@ from robench.statistics import exceeds
 from robench.target import Ledger, Target
 from robench.threat_model import ThreatModel, fraction_text
 
-#: Forward passes per gradient of the surrogate (noisy copies) and of the average over a model's own randomness.
-_NOISY_COPIES, _PASSES = 4, 8
+#: Forward passes per gradient of the average over a model's own randomness.
+_PASSES = 8
 #: On a model that answers at random no image counts as broken by luck: at least so many passes vote on it.
 _VOTES = 9
 #: Between an image's largest and smallest logit after rescaling: far from where float32's softmax saturates (at 100).
 _SPREAD = 10.0
 #: What those attacks see that do not see the model itself.
 _ON: dict[Role, str] = {
-    "surrogate": f" on the mean of {_NOISY_COPIES} noisy copies",
+    "surrogate": f" on the mean of {NOISY_COPIES} noisy copies",
     "rescaled": " on smaller logits",
     "averaged": f" on the mean of {_PASSES} passes",
 }
@@ -93,7 +95,7 @@ def _probe(bench: _Bench) -> Findings:
     bench.run("longer")
     bench.run("margin", trace=margins)
     bench.run("black-box")
-    bench.run("surrogate", model=Averaged(bench.search, bench.noise(_NOISY_COPIES, bench.half_radius)))
+    bench.run("surrogate", model=Averaged(bench.search, bench.noise(NOISY_COPIES, bench.half_radius)))
     zero["ce"] |= ascent.zero
     zero["margin"] |= margins.zero
     no_rise = ~bench.broken["reference"] & (ascent.last <= ascent.first)
@@ -137,7 +139,7 @@ def _unbroken_in_box(bench: _Bench) -> dict[str, Tensor]:
     standing = torch.ones(len(bench.ids), dtype=torch.bool, device=bench.images.device)
     found = {}
     for loss in ("ce", "margin"):
-        for share, steps in ((0.5, 20), (1.0, 40)):
+        for share, steps in WALKS:
             threat = ThreatModel(norm=norm, epsilon=Fraction(f"{share * diameter:.6f}"))
             text = f"pgd:steps={steps},start=image,loss={loss}"
             standing = standing & ~bench.attack(text, standing.nonzero().squeeze(1), threat=threat)
