@@ -107,15 +107,14 @@ def exceeds(count: int, n: int, share: float, *, level: float = 0.01) -> bool:
     """
     if count <= n * share:
         return False
-    log_tail = [
-        math.lgamma(n + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(n - k + 1)
-        + k * math.log(share)
-        + (n - k) * math.log1p(-share)
-        for k in range(count, n + 1)
-    ]
-    return math.fsum(map(math.exp, log_tail)) <= level * (1 + 1e-9)
+    tail, allowed = 0.0, level * (1 + 1e-9)
+    for k in range(count, n + 1):
+        log_binomial = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        term = math.exp(log_binomial + k * math.log(share) + (n - k) * math.log1p(-share))
+        tail += term
+        if tail > allowed or term <= 1e-17 * tail:  # above the mean the terms only fall
+            break
+    return tail <= allowed
 
 
 #: Probability of ever calling two equal models different, over all pairs of a table together.

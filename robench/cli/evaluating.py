@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -209,11 +210,27 @@ def evaluate(
     certified = [r for job, specs in guarantees for r in certifying.run(job, specs, options, store, how)]
     _print_records(records, certified, json_output=json_output)
     unfinished = len(questions) - sum(r.status == "complete" for r in records)
-    if unfinished:
-        raise Unfinished(
-            f"the {max_seconds:g} seconds are over and {unfinished} of {len(questions)} evaluations unfinished; "
-            "the same command goes on from there"
-        )
+    if unfinished and how.deadline:
+        told = f"the {max_seconds:g} seconds are over and {unfinished} of {len(questions)} evaluations unfinished; "
+        told += _without_progress(questions, records, how.deadline) or "the same command goes on from there"
+        raise Unfinished(told)
+
+
+def _without_progress(questions: Sequence[Planned], records: Sequence[EvalRecord], deadline: Deadline) -> str | None:
+    """Return what to do where the whole time was too short for a single image, so that asking again would not help."""
+    if deadline.answered:
+        return None
+    complete = {record.spec.identity for record in records if record.status == "complete"}
+    first = next(q for q in questions if q.spec.identity not in complete)
+    least = 2 * deadline.seconds
+    expected = ""
+    if deadline.passes:
+        least = max(deadline.seconds, deadline.seconds / deadline.passes * first.calls_per_example)
+        expected = f", about {least:.3g} s at most by its passes"
+    return (
+        f"not one image was answered, because {first.spec.attack.title} on {first.spec.model.id} takes longer for one "
+        f"than all of the time{expected}; give --max-seconds {math.ceil(1.25 * least)} or more"
+    )
 
 
 def _warn_of_single_copies(questions: Sequence[Planned]) -> None:
@@ -247,6 +264,8 @@ class Planned:
     cost: planning.Estimate
     passes_per_example: float
     """At most, forward and backward passes counted alike."""
+    calls_per_example: float
+    """At most, of the model: a gradient is one."""
 
 
 def planned(
@@ -271,8 +290,9 @@ def planned(
         costs = [planning.estimate(spec, earlier, name, classes=classes, done=done) for name in [*sorted(devices), ""]]
         cost = next((c for c in costs if c.seconds is not None), costs[-1])
         whole = planning.estimate(spec, [], "", classes=classes)
-        per_example = (2 * whole.gradient_passes + whole.queries) / spec.examples.count
-        found.append(Planned(spec, status, cost, per_example))
+        calls = (whole.gradient_passes + whole.queries) / spec.examples.count
+        passes = calls + whole.gradient_passes / spec.examples.count
+        found.append(Planned(spec, status, cost, passes, calls))
     return found
 
 
@@ -292,6 +312,7 @@ def _status(spec: EvalSpec, store: Store, *, images: bool) -> tuple[str, int]:
 def _outlook(questions: Sequence[Planned]) -> Outlook:
     """Return what is to be computed, with a line that says so."""
     from robench.cli.progress import Outlook
+    from robench.evaluation.findings import probe_work
     from robench.reporting.formatting import duration
 
     rest = [q for q in questions if q.status.startswith(("new", "begun"))]
@@ -301,10 +322,16 @@ def _outlook(questions: Sequence[Planned]) -> Outlook:
     ]
     if queries := sum(q.cost.queries for q in rest):
         parts.append(f"{queries:,} queries")
+    work = {key: (gradients, asked) for key, gradients, asked in (probe_work(q.spec) for q in rest)}
+    if work:
+        parts.append(f"{sum(gradients for gradients, _ in work.values()):,} more for the diagnostics")
+    probes = {key: 2.0 * gradients + asked for key, (gradients, asked) in work.items()}
     seconds = [q.cost.seconds for q in rest if q.cost.seconds is not None]
-    if len(seconds) == len(rest):
-        parts.append(f"{duration(sum(seconds))} (going by earlier ones)")
-    return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts))
+    if rest and len(seconds) == len(rest):
+        passes = sum(2 * q.cost.gradient_passes + q.cost.queries for q in rest)
+        share = 1 + sum(probes.values()) / passes if passes else 1.0
+        parts.append(f"{duration(share * sum(seconds))} (going by earlier ones)")
+    return Outlook(((q.spec, q.passes_per_example) for q in rest), ", ".join(parts), probes=probes)
 
 
 def _print_plan(questions: Sequence[Planned], guarantees: Sequence[Mapping[str, Any]], *, json_output: bool) -> None:

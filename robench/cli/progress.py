@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robench.confidence_sequences import draws_needed
+from robench.evaluation.findings import probe_work, unexamined
 from robench.records import EvalRecord, EvalSpec
 from robench.reporting.formatting import duration
 
@@ -84,15 +85,18 @@ class Outlook:
         work: Iterable[tuple[EvalSpec, float]] = (),
         announcement: str = "",
         *,
+        probes: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with the questions that are to be computed, each with the passes that an example takes at most.
 
-        The announcement is a line for the moment when the first of them begins.
+        The announcement is a line for the moment when the first of them begins. `probes` are the passes of the
+        diagnostics' own attacks, by the key of the questions that share them.
         """
         listed = list(work)
         self._passes = {spec.identity: passes for spec, passes in listed}
         self._rest = {spec.identity: passes * spec.examples.count for spec, passes in listed}
+        self._probes = dict(probes or {})
         self.announcement = announcement
         self._clock, self._done = clock, 0.0
         self._begun: float | None = None
@@ -106,12 +110,18 @@ class Outlook:
         """Count examples that were just answered."""
         self._done += self._passes.get(spec.identity, 1.0) * examples
 
+    def examined(self, spec: EvalSpec, *, now: bool) -> None:
+        """Say that a question's diagnostics are made; `now` if the probes ran for it."""
+        passes = self._probes.pop(probe_work(spec)[0], 0.0)
+        self._done += passes if now else 0.0
+
     @property
     def seconds_left(self) -> float | None:
         """Return how long everything still takes; None before anything was answered."""
         if self._begun is None or not self._done:
             return None
-        return sum(self._rest.values()) * (self._clock() - self._begun) / self._done
+        passes = sum(self._rest.values()) + sum(self._probes.values())
+        return passes * (self._clock() - self._begun) / self._done
 
 
 class EvaluationBar:
@@ -120,36 +130,40 @@ class EvaluationBar:
     def __init__(self, bars: Bars, outlook: Outlook | None = None) -> None:
         """Draw on `bars`; `outlook` is of the whole command."""
         self.bars, self.outlook = bars, outlook or Outlook()
-        self.task: TaskID | None = None
-        self.done = self.fresh = self.robust = 0
+        self.tasks: dict[str, TaskID] = {}
+        """By question: with a deadline bars wait for the diagnostics while other questions are answered."""
+        self.done: dict[str, int] = {}
+        self.probed: set[str] = set()
+        self.fresh = self.robust = 0
 
     def begin(self, spec: EvalSpec, *, done: int) -> None:
         """Start a bar; examples of an interrupted run are done already."""
-        self.done, self.fresh, self.robust = done, 0, 0
+        self.done[spec.identity], self.fresh, self.robust = done, 0, 0
         if self.outlook.announcement:
             self.bars.say(self.outlook.announcement)
             self.outlook.announcement = ""
-        self.task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
+        task = self.bars.add(f"{spec.model.id} {spec.attack.title} {spec.threat}", spec.examples.count)
+        self.tasks[spec.identity] = task
         self.outlook.expect(spec, spec.examples.count - done)
-        self.bars.update(self.task, done)
+        self.bars.update(task, done)
 
     def advance(self, spec: EvalSpec, *, examples: int, robust: int) -> None:
         """Move the bar; the note is the robust accuracy of what this run has answered so far, and the time left."""
-        self.done, self.fresh, self.robust = self.done + examples, self.fresh + examples, self.robust + robust
-        assert self.task is not None
+        self.fresh, self.robust = self.fresh + examples, self.robust + robust
+        done = self.done[spec.identity] = self.done[spec.identity] + examples
         share, total = self.robust / self.fresh, spec.examples.count
         if spec.until is not None:
-            total = max(self.done, draws_needed(share, spec.examples.count, width=spec.until))
+            total = max(done, draws_needed(share, spec.examples.count, width=spec.until))
         self.outlook.answered(spec, examples)
-        self.outlook.expect(spec, total - self.done)
+        self.outlook.expect(spec, total - done)
         left = self.outlook.seconds_left
         note = f"robust {100 * share:.1f} %" + (f", {duration(left)} left" if left is not None else "")
-        self.bars.update(self.task, self.done, note, total=total)
+        self.bars.update(self.tasks[spec.identity], done, note, total=total)
 
-    def probe(self, spec: EvalSpec, *, examples: int) -> None:  # noqa: ARG002  the protocol's
+    def probe(self, spec: EvalSpec, *, examples: int) -> None:
         """Say why the bar stands still at its end."""
-        assert self.task is not None
-        self.bars.update(self.task, self.done, f"diagnostics on {examples} examples")
+        self.probed.add(spec.identity)
+        self.bars.update(self.tasks[spec.identity], self.done[spec.identity], f"diagnostics on {examples} examples")
 
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:  # noqa: ARG002  the protocol's
         """Leave a line with the result."""
@@ -160,11 +174,23 @@ class EvaluationBar:
         )
         if record.status == "partial":
             line += f" (of {spec.examples.count:,}; time is up)"
-        if self.task is None:
-            self.task = self.bars.add("", 1)
+        line += f" ({'known' if known else f'{record.cost.seconds:.1f} s'})"
+        if not known and (reason := unexamined(record.diagnostics)):
+            line += f"; diagnostics {reason}"
         self.outlook.expect(spec, 0)
-        self.bars.finish(self.task, f"{line} ({'known' if known else f'{record.cost.seconds:.1f} s'})")
-        self.task = None
+        if not known and record.status == "complete":
+            self.outlook.examined(spec, now=spec.identity in self.probed)
+        self._finish(spec, line)
+
+    def abandon(self, spec: EvalSpec) -> None:
+        """Leave a line that says that there is no result."""
+        self._finish(spec, f"{spec.model.id} {spec.attack.title} {spec.threat}: no image was answered; time is up")
+
+    def _finish(self, spec: EvalSpec, line: str) -> None:
+        if spec.identity in self.tasks:
+            self.bars.finish(self.tasks.pop(spec.identity), line)
+        else:
+            self.bars.say(line)
 
 
 class TrainingBar:

@@ -17,15 +17,16 @@ from robench.datasets import ImageSet, fixed_shuffle
 from robench.errors import EvaluationFailed, UserError
 from robench.evaluation.adversarials import AdversarialFiles, Misclassified
 from robench.evaluation.deadline import Deadline
-from robench.evaluation.deriving import Occasion, derive
-from robench.evaluation.diagnostics import diagnose
+from robench.evaluation.deriving import Occasion, derive, follows_from
+from robench.evaluation.diagnostics import Attempt, diagnose
+from robench.evaluation.findings import Findings, findings_key, sample_of
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
-from robench.evaluation.probes import Findings, findings_key, probe, sample_of
+from robench.evaluation.probes import probe
 from robench.evaluation.sampling import Sampling, drawing_order
 from robench.evaluation.shards import Rows, Shard, ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
-from robench.planning import code_fingerprint, is_minimum_norm, journal_key
+from robench.planning import code_fingerprint, is_bounded, is_minimum_norm, journal_key
 from robench.records import Diagnostic, EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256, publish
 
@@ -47,6 +48,9 @@ class Progress(Protocol):
 
     def end(self, record: EvalRecord, path: Path, *, known: bool) -> None:
         """Finish a question; `known` if nothing had to be computed."""
+
+    def abandon(self, spec: EvalSpec) -> None:
+        """Leave a question of which nothing is known: the time was up before its first example was answered."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,33 @@ class Execution:
     """Search through torch.compile."""
 
 
+@dataclass(frozen=True)
+class _Searched:
+    """A question of which everything is answered that there was time for; its record is still to be made."""
+
+    spec: EvalSpec
+    errors: Sequence[ShardError]
+    known: EvalRecord | None
+    """The record of which only the images were missing."""
+    sampling: Sampling | None
+
+    def rows_of(self, journal: Rows) -> Rows:
+        """Return the rows that count."""
+        rows = sort_rows([journal])
+        if not self.sampling:
+            return rows
+        counts = np.isin(rows["example_id"], self.sampling.drawn)
+        return {name: values[counts] for name, values in rows.items()}
+
+    def is_whole(self, rows: Rows) -> bool:
+        """Tell whether the rows answer the question."""
+        if self.errors:
+            return False
+        if self.sampling:
+            return self.sampling.enough and len(rows["example_id"]) == len(self.sampling.drawn)
+        return len(rows["example_id"]) == self.spec.examples.count
+
+
 class Campaign:
     """Questions about one model on one split, and where the answers go."""
 
@@ -86,12 +117,14 @@ class Campaign:
     def answer(self, specs: Sequence[EvalSpec], ids: NDArray[np.int64]) -> list[EvalRecord]:
         """Answer all questions on these examples, in order; raise EvaluationFailed after the last if any has errors.
 
-        Where the deadline passes, the question that is being answered gets a partial record; of those after it only
-        the records that are complete already are returned.
+        Where there is a deadline the questions come first, and the probes have what they leave of the time.
+        Where the deadline passes, the question that is being answered gets a partial record if any of its examples is
+        answered; of those after it only the records that are complete already are returned.
         """
         self.store.check_writable()
         keep_large_buffers()
-        records = [record for spec in specs if (record := self._answer(spec, ids))]
+        searched = self._search_ahead(specs, ids) if self.execution.deadline else {}
+        records = [record for spec in specs if (record := self._answer(spec, ids, searched))]
         failed = [record for record in records if record.status == "failed"]
         if failed:
             first = failed[0]
@@ -102,7 +135,35 @@ class Campaign:
             )
         return records
 
-    def _answer(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord | None:
+    def _search_ahead(self, specs: Sequence[EvalSpec], ids: NDArray[np.int64]) -> dict[str, _Searched]:
+        """Search for all questions that need it, by their identities, before any record is made.
+
+        One whose answer will follow from another's waits for that record.
+        """
+        found = {}
+        for i, spec in enumerate(specs):
+            if not follows_from(spec, specs[:i]) and isinstance(answer := self._search(spec, ids), _Searched):
+                found[spec.identity] = answer
+        return found
+
+    def _answer(self, spec: EvalSpec, ids: NDArray[np.int64], ahead: dict[str, _Searched]) -> EvalRecord | None:
+        """Return the record of a question, of which the search may have been done `ahead`; None for lack of time."""
+        answer = ahead.pop(spec.identity, None) or self._search(spec, ids)
+        if not isinstance(answer, _Searched):
+            return answer
+        found = self._finish(answer)
+        if found is None:
+            self.progress.abandon(spec)
+            return None
+        record, path = found
+        self.progress.end(record, path, known=False)
+        return record
+
+    def _search(self, spec: EvalSpec, ids: NDArray[np.int64]) -> EvalRecord | _Searched | None:
+        """Answer the examples of a question that nobody has answered; return its record where all is known already.
+
+        None: there is no time to begin.
+        """
         saving = self.execution.save_adversarials
         wanted = saving and not self.files.has(spec, self._misclassified)
         known = self.store.find(spec) or (None if saving else self._derived(spec))
@@ -120,9 +181,7 @@ class Campaign:
             sampling.learn(rows)
         self.progress.begin(spec, done=len(rows["example_id"]))
         errors = self._run(spec, self._shards(spec, ids, rows["example_id"], sampling), sampling)
-        record, path = self._finish(spec, errors, known, sampling)
-        self.progress.end(record, path, known=False)
-        return record
+        return _Searched(spec, errors, known, sampling)
 
     @property
     def _misclassified(self) -> Misclassified:
@@ -194,13 +253,12 @@ class Campaign:
         robust = int(np.sum(result.rows["robust"]))
         self.progress.advance(spec, examples=len(result.rows["example_id"]), robust=robust)
 
-    def _finish(
-        self, spec: EvalSpec, errors: Sequence[ShardError], known: EvalRecord | None, sampling: Sampling | None
-    ) -> tuple[EvalRecord, Path]:
-        rows = sort_rows([self.store.journal_read(journal_key(spec))])
-        if sampling:
-            counts = np.isin(rows["example_id"], sampling.drawn)
-            rows = {name: values[counts] for name, values in rows.items()}
+    def _finish(self, searched: _Searched) -> tuple[EvalRecord, Path] | None:
+        """Return the record and where it stands; None, and nothing written, where the time was up before any answer."""
+        spec, errors, known, sampling = searched.spec, searched.errors, searched.known, searched.sampling
+        rows = searched.rows_of(self.store.journal_read(journal_key(spec)))
+        if self._stopped and not errors and not known and not len(rows["example_id"]):
+            return None
         whole = sampling is None or len(rows["example_id"]) == len(sampling.drawn)
         record = merge(
             spec,
@@ -215,7 +273,7 @@ class Campaign:
                 stopped=self._stopped and whole and not (sampling and sampling.enough),
                 sequence=sampling.sequence if sampling and whole else None,
                 notes=self.store.journal_notes(journal_key(spec)),
-                diagnostics=self._diagnose(spec, rows) if known is None and not errors and not self._stopped else (),
+                diagnostics=self._diagnose(spec, rows) if known is None and searched.is_whole(rows) else (),
             ),
         )
         if known is not None and record.status == "partial":
@@ -237,7 +295,10 @@ class Campaign:
         return known or record, path
 
     def _diagnose(self, spec: EvalSpec, rows: Rows) -> tuple[Diagnostic, ...]:
-        """Return the record's diagnostics; the probes run once for all questions that share what they depend on."""
+        """Return the record's diagnostics; the probes run once for all questions that share what they depend on.
+
+        Where they do not run to their end before the deadline, the diagnostics say that nothing was examined.
+        """
         order = fixed_shuffle(len(self.images))
         ids = sample_of(order, rows["example_id"][rows["attacked"]], len(rows["example_id"]))
         path = self.store.root / ".work" / f"findings-{findings_key(spec, ids, code_fingerprint())}.json"
@@ -245,11 +306,32 @@ class Campaign:
         with suppress(OSError, UserError):  # not there, or cut short by a full disk
             findings = Findings.from_json(path.read_text("utf-8"), origin=str(path))
         if findings is None:
-            self.progress.probe(spec, examples=len(ids))
+            if not self._stopped:
+                self.progress.probe(spec, examples=len(ids))
             findings = probe(self._worker(spec), spec, ids)
             if findings.problem is None:
                 publish(path, findings.to_json().encode())
-        return diagnose(spec, rows, findings)
+        return diagnose(spec, rows, findings, self._others(spec))
+
+    def _others(self, spec: EvalSpec) -> Iterator[Attempt]:
+        """Yield what the other attacks broke of which there are complete records about the same examples.
+
+        Rows that are damaged are passed over: they are named where they count. So are models that decide at random,
+        against which an attack may have had luck.
+        """
+        if not spec.decision.plain:
+            return
+        for record in self.store.complete_of(spec.model):
+            if is_bounded(record.spec) and _differs_in_attack(record.spec, spec):
+                with suppress(UserError):
+                    rows = self.store.outcomes(record)
+                    fallen = rows["example_id"][rows["attacked"] & ~rows["robust"]]
+                    yield Attempt(record.spec.attack.title, frozenset(fallen.tolist()))
+
+
+def _differs_in_attack(other: EvalSpec, spec: EvalSpec) -> bool:
+    """Tell whether two questions are about the same examples in the same ball, whatever searches there, and how."""
+    return (other.threat, other.examples, other.decision) == (spec.threat, spec.examples, spec.decision)
 
 
 def _differing(before: Rows, now: Rows) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from robench.errors import RobenchError
 
-#: Examples of a question's first batch: nobody knows yet how long one takes.
-_FIRST_BATCH = 8
+#: Examples of a question's first batch: nobody knows yet how long one takes, and what is not finished is lost.
+_FIRST_BATCH = 1
+#: A batch has at most so many times the examples of the last one: they may have been easier than the rest.
+_GROWTH = 4
 #: A batch is made as large as takes this share of the time that is left.
 _CAUTION = 0.8
 
@@ -23,6 +25,8 @@ class Deadline:
     def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Allow `seconds`, which begin with the first call of :meth:`start`."""
         self.seconds, self.clock = seconds, clock
+        self.answered = self.passes = 0
+        """Examples that were answered in this time, and passes of the model that were begun."""
         self._end: float | None = None
 
     def start(self) -> None:
@@ -45,9 +49,10 @@ class Deadline:
         self._end = self.clock()
 
     def check(self) -> None:
-        """Raise OutOfTime if the time is up."""
+        """Count a pass; raise OutOfTime if the time is up."""
         if self.passed:
             raise OutOfTime(f"the {self.seconds:g} seconds are over")
+        self.passes += 1
 
 
 class Pace:
@@ -65,9 +70,10 @@ class Pace:
     def end(self, examples: int) -> None:
         """Learn from the batch that began last and is finished."""
         self._last, self._seconds = examples, (self.deadline.clock() - self._begun) / examples
+        self.deadline.answered += examples
 
     def largest(self, wanted: int) -> int:
-        """Return at most `wanted`: few at first, then twice the last batch, and what the rest of the time is for.
+        """Return at most `wanted`: one at first, then four times the last batch, and what the rest of the time is for.
 
         0: not even one example would be finished.
         """
@@ -78,4 +84,4 @@ class Pace:
         affordable = int(_CAUTION * self.deadline.remaining / max(self._seconds, 1e-9))
         if affordable == 0:
             self.deadline.give_up()
-        return min(wanted, 2 * self._last, affordable)
+        return min(wanted, _GROWTH * self._last, affordable)

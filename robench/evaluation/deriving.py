@@ -7,12 +7,14 @@ broken inside the new ball. Without torch, because nothing is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
+from robench.evaluation.diagnostics import diagnose
+from robench.evaluation.findings import NOT_EXAMINED, Findings
 from robench.evaluation.merging import Remarks, merge
 from robench.planning import is_minimum_norm
 from robench.records import EvalRecord, EvalSpec
@@ -36,7 +38,7 @@ def origin_of(spec: EvalSpec, store: Store) -> EvalRecord | None:
 
     Evaluations that stopped by what they saw inside the ball, and models that decide at random, have none.
     """
-    if not is_minimum_norm(spec) or spec.until is not None or not spec.decision.plain:
+    if not _can_follow(spec):
         return None
     found = [record for record in store.complete_of(spec.model) if _differs_in_epsilon(record.spec, spec)]
     return min(found, key=lambda record: record.spec.identity, default=None)
@@ -46,12 +48,16 @@ def derive(spec: EvalSpec, store: Store, *, num_classes: int, occasion: Callable
     """Answer a question from the rows of its :func:`origin_of` and store the answer; None where there is no origin.
 
     The record has the origin's rows, except `robust`, and its cost: one search serves every epsilon. A note names it.
+    Of its diagnostics those of its rows are made; the others need attacks in its own ball, and say that nobody looked.
     """
     origin = origin_of(spec, store)
     if origin is None:
         return None
     rows = at_epsilon(store.outcomes(origin), spec.threat)
     made = occasion()
+    unseen = (
+        f"{NOT_EXAMINED}: the rows are those of record {origin.spec.identity}, and no attack was run at this epsilon"
+    )
     record = merge(
         spec,
         rows,
@@ -60,10 +66,23 @@ def derive(spec: EvalSpec, store: Store, *, num_classes: int, occasion: Callable
         num_classes=num_classes,
         provenance=origin.provenance.model_copy(update={"command": made.command, "finished": made.finished}),
         outcomes_sha256=outcome_sha256(rows),
-        remarks=Remarks(minimum_norm=True, notes={*_own_notes(origin), *_lineage(origin)}),
+        remarks=Remarks(
+            minimum_norm=True,
+            notes={*_own_notes(origin), *_lineage(origin)},
+            diagnostics=diagnose(spec, rows, Findings(ids=(), problem=unseen)),
+        ),
     )
     store.write(record, rows)
     return store.find(spec)
+
+
+def follows_from(spec: EvalSpec, others: Iterable[EvalSpec]) -> bool:
+    """Tell whether an answer to one of the other questions would answer this one."""
+    return _can_follow(spec) and any(_differs_in_epsilon(other, spec) for other in others)
+
+
+def _can_follow(spec: EvalSpec) -> bool:
+    return is_minimum_norm(spec) and spec.until is None and spec.decision.plain
 
 
 def at_epsilon(rows: Rows, threat: ThreatModel) -> Mapping[str, NDArray[Any]]:

@@ -15,19 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from robench.evaluation.probes import NO_RISE, SAME_OUTPUTS, TOO_HIGH, UNBROKEN_IN_BOX, ZERO_GRADIENTS, Findings, Role
+from robench.evaluation.findings import (
+    CROSS_ENTROPY_ALONE,
+    NO_RISE,
+    SAME_OUTPUTS,
+    TOO_HIGH,
+    UNBROKEN_IN_BOX,
+    ZERO_GRADIENTS,
+    Findings,
+    Role,
+    loss_of,
+)
 from robench.evaluation.shards import Rows
 from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalSpec
 from robench.statistics import exceeds, proportion
 
-#: Plain adversarial training loses a point or two from PGD on the cross-entropy to PGD on the margin, methods that
-#: train what PGD sees more: from PGD-10 to AutoAttack AT 4.1, TRADES 4.0, MART 7.2 points (README of the MAIR library).
-CROSS_ENTROPY_ALONE = 0.02
 #: An evaluation whose adversarial images are more often than this gone when they are saved as a file.
 LOST_IN_8_BIT = 0.05
 
@@ -38,6 +45,14 @@ _COPIES, _AVERAGING_VERSION = ("copies", "eot_copies"), "rand"
 #: What is run because of a sign.
 _WITHOUT_THE_SLOPE: tuple[Role, ...] = ("margin", "rescaled", "surrogate", "black-box", "long-black-box")
 _BLACK_BOX: tuple[Role, ...] = ("black-box", "surrogate", "long-black-box")
+
+
+class Attempt(NamedTuple):
+    """What another attack broke in the same ball, for the same judge: a probe, or an evaluation of its own."""
+
+    attack: str
+    broken: frozenset[int]
+    """Ids of examples; those outside of the sample do not matter."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +66,15 @@ class Case:
     """Examples of the findings that the record has answered."""
     standing: frozenset[int]
     """Those that it calls robust."""
+    others: tuple[Attempt, ...] = ()
+    """What other evaluations of the model on the same examples broke."""
 
     @classmethod
-    def of(cls, spec: EvalSpec, rows: Rows, findings: Findings) -> Case:
+    def of(cls, spec: EvalSpec, rows: Rows, findings: Findings, others: Iterable[Attempt] = ()) -> Case:
         """Look up the sample in the record's rows."""
         known = np.isin(rows["example_id"], findings.ids) & rows["attacked"]
         sample, standing = rows["example_id"][known], rows["example_id"][known & rows["robust"]]
-        return cls(spec, rows, findings, frozenset(sample.tolist()), frozenset(standing.tolist()))
+        return cls(spec, rows, findings, frozenset(sample.tolist()), frozenset(standing.tolist()), tuple(others))
 
     @property
     def follows_gradients(self) -> bool:
@@ -67,28 +84,35 @@ class Case:
     @property
     def loss(self) -> Literal["ce", "margin"] | None:
         """Return whose gradient the attack follows (the DLR is a scaled margin); None where that is not said."""
-        name = self.spec.attack.parameters.get("loss")
-        if name is None:
-            return None
-        return "ce" if str(name).startswith("ce") else "margin"
+        return loss_of(self.spec)
 
-    def harm(self, roles: Iterable[Role]) -> frozenset[int]:
-        """Return which examples that the record calls robust fell to these probes."""
+    def ran(self, roles: Iterable[Role]) -> tuple[Attempt, ...]:
+        """Return what those probes of `roles` broke that ran."""
         runs = [self.findings.run(role) for role in roles]
-        return self.standing & {example for run in runs if run for example in run.broken}
+        return tuple(Attempt(run.attack, frozenset(run.broken)) for run in runs if run)
 
-    def is_harmed(self, roles: Iterable[Role], share: float = TOO_HIGH) -> bool:
-        """Tell whether the record is too high by more than `share`, by these probes."""
-        return exceeds(len(self.harm(roles)), len(self.sample), share)
+    def harm(self, attempts: Iterable[Attempt]) -> frozenset[int]:
+        """Return which examples that the record calls robust fell to these attacks."""
+        return self.standing & {example for attempt in attempts for example in attempt.broken}
 
-    def verdict(self, name: str, *, flag: bool, evidence: str, roles: Sequence[Role]) -> Diagnostic:
-        """Return a verdict; a flag comes with the attacks of `roles` that broke more, and what they left of the record.
+    def is_harmed(self, attempts: Iterable[Attempt], share: float = TOO_HIGH) -> bool:
+        """Tell whether the record is too high by more than `share`, by these attacks."""
+        return exceeds(len(self.harm(attempts)), len(self.sample), share)
+
+    def strongest(self, attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+        """Return few of these attacks that do the harm of all; all where none does any."""
+        chosen: list[Attempt] = []
+        while missing := self.harm(attempts) - self.harm(chosen):
+            chosen.append(max(attempts, key=lambda attempt: len(missing & attempt.broken)))
+        return tuple(chosen) or tuple(attempts)
+
+    def verdict(self, name: str, *, flag: bool, evidence: str, ran: Sequence[Attempt]) -> Diagnostic:
+        """Return a verdict; a flag comes with those that `ran` and broke more, and what they left of the record.
 
         Of a flag that nothing broke more (a symptom alone) all that was tried is named.
         """
-        ran = [run for role in roles if (run := self.findings.run(role))]
-        harmful = [run for run in ran if self.standing.intersection(run.broken)]
-        harm, count = len(self.harm(roles)), len(self.sample)
+        harmful = [run for run in ran if self.standing & run.broken]
+        harm, count = len(self.harm(ran)), len(self.sample)
         by = " + ".join(run.attack for run in harmful or ran)
         told = f"; {by} break{'s' if len(harmful or ran) == 1 else ''} {harm} of the {len(self.standing)} that it left"
         return Diagnostic(
@@ -101,9 +125,12 @@ class Case:
         )
 
 
-def diagnose(spec: EvalSpec, rows: Rows, findings: Findings) -> tuple[Diagnostic, ...]:
-    """Return all diagnostics of one record, from its rows (one per example answered) and the findings on its model."""
-    case = Case.of(spec, rows, findings)
+def diagnose(spec: EvalSpec, rows: Rows, findings: Findings, others: Iterable[Attempt] = ()) -> tuple[Diagnostic, ...]:
+    """Return all diagnostics of one record, from its rows (one per example answered) and the findings on its model.
+
+    `others` is what other evaluations of the same question but for the attack broke, as far as they are at hand.
+    """
+    case = Case.of(spec, rows, findings, others)
     problem = findings.problem or (None if case.sample else "none of the examples that were looked at was answered")
     if not is_bounded(spec):
         problem = f"{spec.attack.title} leaves the ball, in which everything else was looked at"
@@ -171,15 +198,15 @@ def black_box_stronger(case: Case) -> Diagnostic:
 
 
 def ce_above_worst(case: Case) -> Diagnostic:
-    """The margin breaks much that the cross-entropy does not."""
+    """All that was tried together, probes and other evaluations, breaks much that the cross-entropy does not."""
     if case.loss != "ce":
         return _not_applicable("ce-above-worst", f"{case.spec.attack.title} does not follow the cross-entropy alone")
-    roles: tuple[Role, ...] = ("margin",)
+    tried = (*case.ran(get_args(Role)), *case.others)
     return case.verdict(
         "ce-above-worst",
-        flag=case.is_harmed(roles, CROSS_ENTROPY_ALONE),
+        flag=case.is_harmed(tried, CROSS_ENTROPY_ALONE),
         evidence=f"{case.spec.attack.title} on the cross-entropy leaves {len(case.standing)} of {len(case.sample)}",
-        roles=roles,
+        ran=case.strongest(tried),
     )
 
 
@@ -188,18 +215,19 @@ def random_outputs(case: Case) -> Diagnostic:
     gap, sigma = case.findings.output_gap, case.spec.decision.sigma
     if gap <= SAME_OUTPUTS and not sigma:
         return case.verdict(
-            "random-outputs", flag=False, evidence="two calls on the same images answer the same", roles=()
+            "random-outputs", flag=False, evidence="two calls on the same images answer the same", ran=()
         )
     parameters, decision = case.spec.attack.parameters, case.spec.decision
     averages = parameters.get("version") == _AVERAGING_VERSION or any(int(parameters.get(n) or 1) > 1 for n in _COPIES)
     seen = f"two calls differ by {gap:.1e} of the largest logit" if not sigma else f"noise of {sigma:g} is added"
+    averaged = case.ran(("averaged",))
     decided = f"{decision.votes} votes and {decision.repeats} decisions" if not decision.plain else "a single pass"
     return case.verdict(
         "random-outputs",
-        flag=decision.plain or not averages or case.is_harmed(("averaged",)),
+        flag=decision.plain or not averages or case.is_harmed(averaged),
         evidence=f"{seen}, {decided} decided, and {case.spec.attack.title} "
         f"{'averages' if averages else 'does not average'} over the randomness",
-        roles=("averaged",),
+        ran=averaged,
     )
 
 
@@ -233,14 +261,16 @@ CHECKS: dict[str, Callable[[Case], Diagnostic]] = {
 
 def _symptom(case: Case, name: str, *, seen: dict[str, bool], evidence: str, roles: Sequence[Role]) -> Diagnostic:
     """Return the verdict on a symptom: held against who follows that loss, else against who is harmed."""
-    harmed = any(seen.values()) and case.is_harmed(roles)
+    tried = case.ran(roles) if any(seen.values()) else ()
+    harmed = case.is_harmed(tried)
     followed = case.loss is not None and seen.get(case.loss, False)
-    return case.verdict(name, flag=harmed or followed, evidence=evidence, roles=roles if any(seen.values()) else ())
+    return case.verdict(name, flag=harmed or followed, evidence=evidence, ran=tried)
 
 
 def _harm(case: Case, name: str, roles: Sequence[Role]) -> Diagnostic:
     evidence = f"{case.spec.attack.title} leaves {len(case.standing)} of {len(case.sample)}"
-    return case.verdict(name, flag=case.is_harmed(roles), evidence=evidence, roles=roles)
+    ran = case.ran(roles)
+    return case.verdict(name, flag=case.is_harmed(ran), evidence=evidence, ran=ran)
 
 
 def _without_gradients(name: str, case: Case) -> Diagnostic:

@@ -16,122 +16,59 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from robench.classifier import logit_gap, tensor_float32
+from robench.evaluation.deadline import OutOfTime
+from robench.evaluation.findings import (
+    ATTACKS,
+    NO_RISE,
+    NOISY_COPIES,
+    NOT_EXAMINED,
+    SAME_OUTPUTS,
+    TOO_HIGH,
+    UNBROKEN_IN_BOX,
+    WALKS,
+    ZERO_GRADIENTS,
+    Findings,
+    Role,
+    Run,
+)
 from robench.evaluation.verification import find_violation
 from robench.evaluation.worker import Worker
 from robench.losses import Criterion, cross_entropy
 from robench.planning import attack_settings
 from robench.random_streams import RandomStream
-from robench.records import EvalSpec, Value, canonical_hash
+from robench.records import EvalSpec
 from robench.statistics import exceeds
 from robench.target import Ledger, Target
 from robench.threat_model import ThreatModel, fraction_text
 
-#: Shares of the sample up to which a sign is no sign: one in a hundred may have died in a ReLU or sit on a plateau.
-ZERO_GRADIENTS, UNBROKEN_IN_BOX = 0.01, 0.01
-#: On sound models the loss of up to one example in fifty ends lower than it began: the walk started at a random point,
-#: and its last step may have overshot.
-NO_RISE = 0.05
-#: How much lower than stated a robust accuracy may be before it is called too high: one point.
-TOO_HIGH = 0.01
-#: Two equal calls may differ by this share of the largest logit: parallel sums on a GPU have no fixed order.
-SAME_OUTPUTS = 1e-5
-
-Role = Literal["reference", "longer", "margin", "black-box", "surrogate", "rescaled", "long-black-box", "averaged"]
-
-#: What each probe runs. The reference is the attack that papers print; the others differ from it in one thing.
-ATTACKS: dict[Role, str] = {
-    "reference": "pgd-20",
-    "longer": "pgd-100",
-    "margin": "pgd-20:loss=margin",
-    "black-box": "square:queries=200",
-    "surrogate": "pgd-10",
-    "rescaled": "pgd-40",
-    "long-black-box": "square:queries=1000",
-    "averaged": "pgd-20",
-}
-#: Forward passes per gradient of the surrogate (noisy copies) and of the average over a model's own randomness.
-_NOISY_COPIES, _PASSES = 4, 8
+#: Forward passes per gradient of the average over a model's own randomness.
+_PASSES = 8
 #: On a model that answers at random no image counts as broken by luck: at least so many passes vote on it.
 _VOTES = 9
 #: Between an image's largest and smallest logit after rescaling: far from where float32's softmax saturates (at 100).
 _SPREAD = 10.0
 #: What those attacks see that do not see the model itself.
 _ON: dict[Role, str] = {
-    "surrogate": f" on the mean of {_NOISY_COPIES} noisy copies",
+    "surrogate": f" on the mean of {NOISY_COPIES} noisy copies",
     "rescaled": " on smaller logits",
     "averaged": f" on the mean of {_PASSES} passes",
 }
-#: Examples looked at: a twentieth, so that the probes stay cheap next to the evaluation.
-_SHARE, _FEWEST, _MOST = 20, 50, 128
 #: Images at a time where the worker has not found its batch size yet.
 _BATCH = 64
-
-
-class Run(Value):
-    """An attack on those examples of the sample that the reference left standing."""
-
-    role: Role
-    attack: str
-    """As it was run; `pgd-10 on ...` where it did not see the model itself."""
-    broken: tuple[int, ...]
-    """Examples that fell to it, judged by the plain model as everywhere."""
-
-
-class Findings(Value):
-    """What the probes saw on one model, threat model, precision and sample."""
-
-    schema_version: Literal[1] = 1
-    ids: tuple[int, ...]
-    """The sample: correctly classified examples, in the split's fixed random order."""
-    zero_gradients: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """By loss (`ce`, `margin`): examples whose gradient is exactly zero or not finite at the image or at a step of the
-    attack."""
-    no_rise: tuple[int, ...] = ()
-    """Examples that stand after the reference and whose cross-entropy was no higher at its last step than at its
-    first."""
-    unbroken_in_box: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """By loss: examples that stand where every image of the box is allowed (`margin`: after both losses)."""
-    output_gap: float = 0.0
-    """Largest difference of two equal calls, as a share of the largest logit."""
-    runs: tuple[Run, ...] = ()
-    problem: str | None = None
-    """Why there are no findings."""
-
-    def run(self, role: Role) -> Run | None:
-        """Return what one probe ran, None where it did not."""
-        return next((run for run in self.runs if run.role == role), None)
-
-
-def sample_of(order: NDArray[np.int64], correct: NDArray[np.int64], answered: int) -> NDArray[np.int64]:
-    """Return the examples to look at: the first of the `correct` ones in the split's fixed `order`.
-
-    As many as a twentieth of those `answered`, but at least 50 and at most 128: with 50 an attack is called stronger
-    from 4 further examples on (8 %), with 128 from 5 on (4 %).
-    """
-    return order[np.isin(order, correct)][: min(max(answered // _SHARE, _FEWEST), _MOST)]
-
-
-def findings_key(spec: EvalSpec, ids: NDArray[np.int64], code: str) -> str:
-    """Return the name under which findings are kept: all that can change them. `code` is the program's hash."""
-    asked = spec.model_dump(mode="json", include={"model", "threat", "seed", "precision", "decision"})
-    data = spec.examples.dataset, spec.examples.split_sha256, ids.tolist()
-    return canonical_hash([asked, data, ATTACKS, code])[:16]
 
 
 def probe(worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Findings:
     """Return what the probes find on the examples `ids`, which the model classifies correctly.
 
     The attack that `spec` names is not looked at. A probe that crashes gives findings that say so: an evaluation that
-    was paid for is not lost by it.
+    was paid for is not lost by it. So does one that the worker's deadline cuts off: half of the probes tell nothing.
     """
     sample = tuple(ids.tolist())
     if not sample:
@@ -139,6 +76,8 @@ def probe(worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> Findings:
     try:
         with tensor_float32(allowed=worker.allow_tf32):
             return _probe(_Bench(worker, spec, ids))
+    except OutOfTime as error:
+        return Findings(ids=sample, problem=f"{NOT_EXAMINED}: {error}")
     except Exception as error:  # noqa: BLE001 - whatever a user's model raises here, its answered questions stand
         first = str(error).partition("\n")[0]
         return Findings(ids=sample, problem=f"the probes failed: {type(error).__name__}: {first}")
@@ -156,7 +95,7 @@ def _probe(bench: _Bench) -> Findings:
     bench.run("longer")
     bench.run("margin", trace=margins)
     bench.run("black-box")
-    bench.run("surrogate", model=Averaged(bench.worker.search, bench.noise(_NOISY_COPIES, bench.half_radius)))
+    bench.run("surrogate", model=Averaged(bench.search, bench.noise(NOISY_COPIES, bench.half_radius)))
     zero["ce"] |= ascent.zero
     zero["margin"] |= margins.zero
     no_rise = ~bench.broken["reference"] & (ascent.last <= ascent.first)
@@ -164,9 +103,9 @@ def _probe(bench: _Bench) -> Findings:
     n = len(bench.ids)
     flat = exceeds(max(int(rows.sum()) for rows in zero.values()), n, ZERO_GRADIENTS)
     if flat:
-        bench.run("rescaled", model=Divided(bench.worker.search, bench.logit_spread() / _SPREAD))
+        bench.run("rescaled", model=Divided(bench.search, bench.logit_spread() / _SPREAD))
     if random:
-        bench.run("averaged", model=Averaged(bench.worker.search, bench.noise(_PASSES, sigma), within_box=False))
+        bench.run("averaged", model=Averaged(bench.search, bench.noise(_PASSES, sigma), within_box=False))
     further = bench.broken["black-box"] | bench.broken["surrogate"]
     if (
         flat
@@ -200,7 +139,7 @@ def _unbroken_in_box(bench: _Bench) -> dict[str, Tensor]:
     standing = torch.ones(len(bench.ids), dtype=torch.bool, device=bench.images.device)
     found = {}
     for loss in ("ce", "margin"):
-        for share, steps in ((0.5, 20), (1.0, 40)):
+        for share, steps in WALKS:
             threat = ThreatModel(norm=norm, epsilon=Fraction(f"{share * diameter:.6f}"))
             text = f"pgd:steps={steps},start=image,loss={loss}"
             standing = standing & ~bench.attack(text, standing.nonzero().squeeze(1), threat=threat)
@@ -285,6 +224,7 @@ class _Bench:
     def __init__(self, worker: Worker, spec: EvalSpec, ids: NDArray[np.int64]) -> None:
         self.worker, self.spec, self.ids = worker, spec, ids
         self.images, self.labels = worker.load(ids)
+        self.search = worker.punctual(worker.search)
         self.criterion = Criterion(spec.decision.top_k)
         self.decision = spec.decision
         self.random = RandomStream(spec.seed, torch.from_numpy(ids).to(self.images.device)).at("probes")
@@ -317,7 +257,7 @@ class _Bench:
         ledger = Ledger.of(len(self.ids), self.images.device)
         broken = torch.zeros(len(self.ids), dtype=torch.bool, device=self.images.device)
         for part in rows.split(self.worker.batch_size or _BATCH):
-            searched = model or self.worker.search
+            searched = model or self.search
             target = Target(searched, ledger, part) if trace is None else _Watched(searched, ledger, part, trace)
             found = plugin.load().attack(
                 target,
@@ -346,7 +286,7 @@ class _Bench:
         dead = []
         for rows in torch.arange(len(self.ids), device=self.images.device).split(self.worker.batch_size or _BATCH):
             leaf = self.images[rows].requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(self.worker.search(leaf), self.labels[rows]).sum(), leaf)
+            (gradient,) = torch.autograd.grad(loss(self.search(leaf), self.labels[rows]).sum(), leaf)
             dead.append(_dead(gradient))
         return torch.cat(dead)
 

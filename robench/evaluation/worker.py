@@ -95,6 +95,10 @@ class Worker:
         self._plain_search = search_copy(self._model, precision=self._precision, device=self.device, cheap_layers=False)
         self.search = compiled(self._plain_search, input_shape=self.images.image_shape, device=self.device)
 
+    def punctual(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return a model that raises OutOfTime when the time is up; the model itself where there is time enough."""
+        return _Punctual(model, self.deadline) if self.deadline else model
+
     def load(self, ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return `(N, C, H, W)` images in [0, 1] and `(N,)` labels of these positions, on the device."""
         if self._resident is not None:
@@ -248,7 +252,7 @@ class Worker:
             try:
                 with tensor_float32(allowed=self.allow_tf32 and model is self.search):
                     found = attack(
-                        Target(_Punctual(model, self.deadline) if self.deadline else model, ledger)[some],
+                        Target(self.punctual(model), ledger)[some],
                         clean,
                         labels[some],
                         threat=spec.threat,

@@ -38,9 +38,10 @@ from numpy.typing import NDArray
 from robench.catalog import LeaderboardEntry
 from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
+from robench.evaluation.findings import CROSS_ENTROPY_ALONE, loss_of
 from robench.planning import is_bounded
 from robench.records import Decision, Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
-from robench.statistics import groups_of, possible_ranks, separated, wilson
+from robench.statistics import exceeds, groups_of, possible_ranks, separated, wilson
 from robench.store import Results, StoredCard, StoredRecord, file_name
 from robench.tables import (
     Cell,
@@ -67,7 +68,8 @@ _READING = (
     "one for each.",
     "Reliability names what gave an evaluation away as too weak: gradients that are zero, a loss that does not rise, "
     "longer or gradient-free attacks that still break more. A flag goes where another attack of the same model passes "
-    "the check. Looked at is a sample of the images, so a model without flags is not proven sound.",
+    "the check. Looked at is a sample of the images, so a model without flags is not proven sound. An attack on the "
+    "cross-entropy alone is called far above the worst case where that is lower by significantly more than two points.",
     "A model that was not put through all attacks of the table has no rank, because fewer attacks make an easier test.",
 )
 _READING_GROUPS = (
@@ -92,6 +94,8 @@ class Contestant:
     note: str | None
     robust: NDArray[np.bool_]
     """(N,): correct after every attack, of the examples that all answers have."""
+    far_above: frozenset[str] = frozenset()
+    """Keys of the attacks on the cross-entropy alone that leave far more standing than all attacks together."""
 
     @property
     def sequential(self) -> bool:
@@ -347,8 +351,25 @@ def contestants_of(group: Iterable[StoredRecord], results: Results) -> list[Cont
         described, note = described_by(model, results, namesakes=ids.count(model.id))
         unfinished = {attack_key(s.record.spec): s for s in records if s.record.status != "complete"}
         robust = intersection([s.record for s in answers.values()], results)
-        found.append(Contestant(answers, unfinished, described, model.id, note, robust))
+        far = _far_above(answers, robust, results)
+        found.append(Contestant(answers, unfinished, described, model.id, note, robust, far))
     return found
+
+
+def _far_above(answers: Mapping[str, StoredRecord], worst: NDArray[np.bool_], results: Results) -> frozenset[str]:
+    """Return which attacks on the cross-entropy are far above the worst case, as the diagnostic of that name has it.
+
+    An evaluation's own diagnostic knows the attacks that were there before it; a table knows all.
+    """
+    followers = {key: s.record for key, s in answers.items() if loss_of(s.record.spec) == "ce"}
+    common = common_examples([s.record for s in answers.values()], results)
+    far = set()
+    for key, record in followers.items():
+        rows = results.outcomes(record)
+        more = rows["robust"][np.isin(rows["example_id"], common)] & ~worst
+        if exceeds(int(more.sum()), len(worst), CROSS_ENTROPY_ALONE):
+            far.add(key)
+    return frozenset(far)
 
 
 def described_by(model: ModelIdentity, results: Results, *, namesakes: int) -> tuple[StoredCard | None, str | None]:
@@ -620,14 +641,25 @@ def row(
 def flags(contestant: Contestant) -> list[Diagnostic]:
     """Return the flags that no attack on this model has cleared, as raised against the strongest attack.
 
-    A flag says of one attack that it was too weak. Where another one of the model's attacks passed the same check,
-    the worst case does not suffer from it.
+    A flag says of one attack that it was too weak. Where another one of the model's attacks passed the same check, or
+    they broke together what was found missing, the worst case does not suffer from it.
     """
     strongest_first = sorted(contestant.answers.values(), key=lambda s: (s.record.robust.successes, s.path))
-    made = [d for stored in strongest_first for d in stored.record.diagnostics]
+    made = [d for stored in strongest_first for d in stored.record.diagnostics if not _made_good(d, contestant)]
     passed = {d.name for d in made if d.verdict == "ok"}
     raised = {d.name: d for d in reversed(made) if d.verdict == "flag" and d.name not in passed}
     return [raised[name] for name in dict.fromkeys(d.name for d in made) if name in raised]
+
+
+def _made_good(flag: Diagnostic, contestant: Contestant) -> bool:
+    """Tell whether a flag of an attack far above the worst case is none of the table's, whose worst case is no better.
+
+    What the flag says was left is of a sample, so the worst case may be above it by as much as the flag itself allows.
+    """
+    if flag.name != "ce-above-worst" or flag.verdict != "flag" or flag.robust_then is None:
+        return False
+    left = flag.robust_then
+    return not exceeds(round(left.n * contestant.worst_case) - left.successes, left.n, CROSS_ENTROPY_ALONE)
 
 
 def reliability_cell(contestant: Contestant) -> Cell:
@@ -653,10 +685,11 @@ def attack_cell(contestant: Contestant, key: str) -> Cell:
     """Return the accuracy under one attack, or why there is none."""
     if key in contestant.answers:
         answer = contestant.answers[key]
+        notes = ["far above the worst case"] if key in contestant.far_above else []
         if answer.record.sequence is None:
-            return proportion_cell(answer.record.robust, record=answer.path)
+            return proportion_cell(answer.record.robust, record=answer.path, note="; ".join(notes) or None)
         share, sequence = answer.record.robust, answer.record.sequence
-        note = f"{share.n:,} of {sequence.of:,}, sequential"
+        note = "; ".join([f"{share.n:,} of {sequence.of:,}, sequential", *notes])
         return Cell(value=share.value, low=sequence.low, high=sequence.high, n=share.n, record=answer.path, note=note)
     if key not in contestant.unfinished:
         return Cell(note="not evaluated")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 
 import pytest
 
@@ -82,6 +83,24 @@ def test_max_seconds_leaves_a_partial_record_that_the_same_command_completes(wor
     status, _, err = robench(*EVAL, "--attack", "fgsm", "--all", "--max-seconds", "3600")
     assert status == 0, err
     assert "complete" in {r.status for r in records_of(workspace).values()}
+
+
+def test_a_time_too_short_for_one_image_is_said_with_how_long_one_takes(workspace, robench, monkeypatch):
+    monkeypatch.setattr(
+        evaluating, "Deadline", lambda s: Deadline(s, clock=(look / 100 for look in itertools.count()).__next__)
+    )
+    asked = (*EVAL, "--attack", "pgd-100:restarts=5,stop_when_broken=false", "--examples", "20", "--max-seconds")
+    status, _, err = robench(*asked, "1")
+    assert status == 4
+    (line,) = [line for line in err.splitlines() if line.startswith("robench:")]
+    assert "not one image was answered" in line
+    assert "goes on from there" not in line
+    seconds, least = re.search(r"about (\S+) s at most by its passes; give --max-seconds (\d+) or more", line).groups()
+    assert 4 < float(seconds) < int(least) < 10, "500 passes and more of 0.01 s each"
+    assert records_of(workspace) == {}, "nothing is known"
+    assert robench(*asked, least)[0] == 4
+    (record,) = records_of(workspace).values()
+    assert (record.status, record.robust.n) == ("partial", 1), "the advice is good"
 
 
 @pytest.mark.parametrize(

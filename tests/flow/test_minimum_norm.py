@@ -22,6 +22,7 @@ def test_another_epsilon_is_read_off_and_the_leaderboard_draws_the_curve(workspa
     (derived,) = json.loads(out)
     assert origin.spec.identity in derived["notes"][0]
     assert derived["robust"]["successes"] < origin.robust.successes
+    assert len(derived["diagnostics"]) == len(origin.diagnostics) == 8
     assert derived["distances"] == origin.distances.model_dump(mode="json")
     assert derived["provenance"]["command"] == "robench " + " ".join([*EVAL, "--threat", "L2@0.5", "--json"])
     # Another norm is another search.

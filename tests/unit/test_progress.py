@@ -6,6 +6,7 @@ import pytest
 
 from robench.cli.progress import Bars, EvaluationBar, Outlook
 from robench.confidence_sequences import draws_needed
+from robench.evaluation.findings import probe_work
 from tests.synthetic import spec
 
 
@@ -36,6 +37,25 @@ def test_the_time_left_goes_by_the_passes_of_all_questions():
     clock.now += 30
     outlook.answered(two, 100)
     outlook.expect(two, 0)
+    assert outlook.seconds_left == 0
+
+
+def test_the_diagnostics_are_part_of_the_time_left():
+    one, two = spec("a", count=100), spec("a", "fgsm", count=100)
+    key, gradients, queries = probe_work(one)
+    assert key == probe_work(two)[0], "they share their probes"
+    assert key != probe_work(spec("b", count=100))[0]
+    # Of 50 images: 20 + 100 + 20 steps, 10 on 4 copies each, 2 * (20 + 40) in the box, 2 at the image; 200 queries.
+    assert 50 * (140 + 40 + 120 + 2) <= gradients <= 1.1 * 50 * 302
+    assert 50 * 200 <= queries <= 1.1 * 50 * 200
+    clock = Clock()
+    outlook = Outlook([(one, 10.0)], clock=clock, probes={key: 3000.0})
+    outlook.expect(one, 100)
+    clock.now += 1
+    outlook.answered(one, 100)
+    outlook.expect(one, 0)
+    assert outlook.seconds_left == pytest.approx(3)
+    outlook.examined(one, now=True)
     assert outlook.seconds_left == 0
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from robench import catalog
 from robench.errors import EvaluationFailed
 from robench.evaluation.campaign import Campaign, Execution
+from robench.evaluation.findings import Findings
 from robench.store import Store
 from tests.unit.evaluation.conftest import same
 from tests.unit.evaluation.test_merging import MADE
@@ -22,6 +23,7 @@ class Watcher:
 
     def __init__(self, patience=1000):
         self.patience, self.begun, self.computed, self.known, self.probed = patience, [], 0, [], []
+        self.abandoned = []
 
     def begin(self, spec, *, done):
         self.begun.append(done)
@@ -38,6 +40,9 @@ class Watcher:
     def end(self, record, path, *, known):
         assert path.exists()
         self.known.append(known)
+
+    def abandon(self, spec):
+        self.abandoned.append(spec)
 
 
 @pytest.fixture
@@ -174,6 +179,33 @@ def test_the_probes_run_once_for_all_questions_and_survive_an_interruption(campa
     (record,) = campaign(resumed, folder="fresh").answer([pgd], ids)
     assert (resumed.computed, resumed.probed) == (0, [50])
     assert record.diagnostics == records[0].diagnostics
+
+
+def test_an_attack_is_compared_with_other_records_of_the_same_examples(campaign, spec_of, monkeypatch):
+    """Steps that are too small leave much that PGD breaks, and the probes, which here break nothing, do not know."""
+    (timid, ids), (pgd, _) = spec_of("pgd-10:step_size=0.0001"), spec_of("pgd-40")
+    others = [spec_of("pgd-40", threat="Linf@0.2")[0], spec_of("pgd-10:step_size=0.0001", seed=1)[0]]
+
+    def blind(worker, spec, ids):
+        no = {"ce": (), "margin": ()}
+        return Findings(ids=tuple(ids.tolist()), zero_gradients=no, unbroken_in_box=no)
+
+    monkeypatch.setattr("robench.evaluation.campaign.probe", blind)
+
+    def verdict_after(*first, folder):
+        campaign(folder=folder).answer(first, ids)
+        (record,) = campaign(folder=folder).answer([timid], ids)
+        return {d.name: d for d in record.diagnostics}["ce-above-worst"]
+
+    assert verdict_after(folder="alone").verdict == "ok"
+    assert verdict_after(*others, folder="elsewhere").verdict == "ok"
+    found = verdict_after(*others, pgd, folder="beside")
+    assert (found.verdict, found.stronger) == ("flag", "pgd-40")
+    (path,) = (campaign(folder="beside").store.root / "outcomes").glob(f"{pgd.identity}-*")
+    path.unlink()
+    again = campaign(folder="beside")
+    again.store.record_path(timid).unlink()
+    assert {d.name: d for d in again.answer([timid], ids)[0].diagnostics}["ce-above-worst"].verdict == "ok"
 
 
 def test_damaged_findings_are_made_again(campaign, spec_of):

@@ -48,6 +48,13 @@ def test_a_derived_answer_is_the_computed_one(campaign, spec_of, norm):
         assert derived.notes == (
             f"follows from the rows of record {known.identity} ({known.threat}): the search does not depend on epsilon",
         )
+        *looked_at, eight_bit = derived.diagnostics
+        assert [d.name for d in derived.diagnostics] == [d.name for d in expected.diagnostics]
+        assert eight_bit == expected.diagnostics[-1], "its own rows tell"
+        assert {d.verdict for d in looked_at} == {"not applicable"}, "none of them was looked at, so none is ok"
+        assert all(
+            d.evidence.startswith(f"not examined: the rows are those of record {known.identity}") for d in looked_at
+        )
         rows, straight = first.store.outcomes(derived), computed.store.outcomes(expected)
         assert all((rows[name] == straight[name]).all() for name in rows)
 

@@ -16,8 +16,9 @@ from robench import planning
 from robench.checkpoints import load_card_model
 from robench.classifier import Classifier
 from robench.datasets import ArrayImages, fixed_shuffle, open_split, select_examples
-from robench.evaluation.diagnostics import CHECKS, diagnose
-from robench.evaluation.probes import Averaged, Findings, Run, findings_key, probe, sample_of
+from robench.evaluation.diagnostics import CHECKS, Attempt, diagnose
+from robench.evaluation.findings import Findings, Run, findings_key, sample_of
+from robench.evaluation.probes import Averaged, probe
 from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
 from robench.records import PLAIN, Configured, Decision, ModelIdentity
@@ -176,7 +177,7 @@ def test_a_smoothed_model_is_random_by_its_decision():
 
 def test_steps_that_are_too_small_light_not_converged():
     diagnostics, _ = examine(canaries.robust(), "pgd-20:step_size=0.001")
-    assert flags(diagnostics) == {"not-converged"}
+    assert flags(diagnostics) == {"not-converged", "ce-above-worst"}
     assert is_told(diagnostics["not-converged"], 50)
 
 
@@ -188,7 +189,7 @@ def test_what_a_stronger_attack_left_of_a_linear_model_is_not_below_what_is_ther
     gaps = logits.gather(1, labels[:, None]) - logits
     reach = RADIUS * (weight[labels][:, None] - weight[None]).abs().sum(2)
     stands = ((gaps > reach) | (torch.arange(10) == labels[:, None])).all(1)
-    assert flags(diagnostics) == {"not-converged"}
+    assert flags(diagnostics) == {"not-converged", "ce-above-worst"}
     assert diagnostics["not-converged"].robust_then.successes >= int(stands[list(found.ids)].sum()) > 0
 
 
@@ -224,7 +225,7 @@ def test_the_bundled_robust_network_lights_no_flag(data_root, tmp_path):
 # What one record is held responsible for: by hand.
 
 
-def judged(spec, *, standing, roles, n=50, backward=1, **found):
+def judged(spec, *, standing, roles, n=50, backward=1, others=(), **found):
     """Diagnose `n` answered examples of which the first `standing` are robust; `roles`: how many fall to each probe."""
     rows = rows_of(np.arange(n) < standing, np.ones(n, bool))
     rows["backward_passes"] = np.full(n, backward)
@@ -237,7 +238,7 @@ def judged(spec, *, standing, roles, n=50, backward=1, **found):
         runs=runs,
         **found,
     )
-    return {d.name: d for d in diagnose(spec, rows, findings)}
+    return {d.name: d for d in diagnose(spec, rows, findings, others)}
 
 
 @pytest.mark.parametrize(
@@ -253,6 +254,36 @@ def test_harm_is_a_flag_from_where_it_can_hardly_be_chance(name, role, enough):
     assert found.evidence.endswith("leaves 40 of 50; " + f"{role} breaks 10 of the 40 that it left")
     # What the record broke itself is no harm.
     assert flags(judged(spec, standing=0, roles={role: 50})) == set()
+
+
+def test_the_cross_entropy_is_compared_with_the_worst_of_all_that_was_tried():
+    spec, _ = ask()
+    # Each of the probes alone breaks too little: together, each other examples, it is much.
+    probes = {"margin": range(3), "black-box": range(3, 5), "surrogate": range(2), "long-black-box": range(5, 6)}
+    runs = tuple(Run(role=role, attack=role, broken=tuple(ids)) for role, ids in probes.items())
+    few = {d.name: d for d in diagnose(spec, *_answered(standing=40, runs=runs[:1]))}
+    assert few["ce-above-worst"].verdict == "ok"
+    found = {d.name: d for d in diagnose(spec, *_answered(standing=40, runs=runs))}["ce-above-worst"]
+    assert (found.verdict, found.robust_then.successes) == ("flag", 34)
+    assert found.stronger == "margin + black-box + long-black-box", "as few as break all of it"
+    # Another evaluation of the same examples counts like a probe; what it broke elsewhere, or the record too, is none.
+    others = (Attempt("autoattack", frozenset(range(5, 80))), Attempt("fgsm", frozenset({5, 6})))
+    found = judged(spec, standing=40, roles={"margin": 2}, others=others)
+    assert flags(found) == {"ce-above-worst"}
+    assert found["ce-above-worst"].stronger == "autoattack + margin"
+    assert found["ce-above-worst"].evidence.endswith("autoattack + margin break 37 of the 40 that it left")
+    within = (Attempt("autoattack", frozenset(range(2, 80)) - frozenset(range(4, 40))),)
+    assert flags(judged(spec, standing=40, roles={"margin": 2}, others=within)) == set(), "a point or two is usual"
+    margin, _ = ask("pgd-20:loss=margin")
+    assert flags(judged(margin, standing=40, roles={}, others=others)) == set()
+
+
+def _answered(*, standing, runs, n=50):
+    """Return rows of which the first `standing` are robust, and findings of these runs."""
+    rows = rows_of(np.arange(n) < standing, np.ones(n, bool))
+    rows["broken_in_8_bit"] = rows["broken"]
+    no = {"ce": (), "margin": ()}
+    return rows, Findings(ids=tuple(range(n)), zero_gradients=no, unbroken_in_box=no, runs=runs)
 
 
 def test_a_symptom_is_held_against_who_follows_it_or_is_harmed():

@@ -271,15 +271,77 @@ def test_an_attack_is_ended_in_the_middle_of_a_batch(campaign, spec_of):
     some = campaign(deadline=limited(0.45, clock))
     (record,) = some.answer([spec], ids)
     assert record.status == "partial"
-    assert 40 < record.robust.n < 100
+    assert record.robust.n == 9, "one; two, which the rest of the time is for; six"
     assert clock.now < 0.5
-    # Not even the first batch: a record that says so, and knows nothing.
-    clock = Clock(tick=0.001)
-    (empty,) = campaign(folder="none", deadline=limited(0.05, clock)).answer([spec], ids)
-    assert (empty.status, empty.robust.n, empty.robust.wilson) == ("partial", 0, (0.0, 1.0))
+    # Not even one image: nothing is written, and the question is left.
+    clock, watcher = Clock(tick=0.001), Watcher()
+    none = campaign(watcher, folder="none", deadline=limited(0.05, clock))
+    assert none.answer([spec], ids) == []
+    assert (watcher.abandoned, watcher.known, list(none.store.records())) == ([spec], [], [])
     assert clock.now < 0.06
+    assert 30 < none.execution.deadline.passes < 60
+    assert none.execution.deadline.answered == 0
     (complete,) = campaign().answer([spec], ids)
     assert (complete.status, complete.robust.n) == ("complete", 250)
+
+
+def test_time_for_one_image_at_a_time_gets_to_the_end(campaign, spec_of):
+    """A time in which eight images are never finished is used for fewer: every command leaves more answers."""
+    spec, ids = spec_of(attack="pgd-100:stop_when_broken=false")
+    answered = []
+    for _ in range(4):
+        clock = Clock(tick=0.001)
+        (record,) = campaign(deadline=limited(0.15, clock)).answer([spec], ids)
+        answered.append(record.robust.n)
+    assert answered == [1, 2, 3, 4]
+
+
+class Diary(Watcher):
+    """Notes what happens in which order."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def begin(self, spec, *, done):
+        self.events.append("begin " + spec.attack.entry)
+
+    def probe(self, spec, *, examples):
+        self.events.append("probe")
+
+    def end(self, record, path, *, known):
+        self.events.append("end " + record.spec.attack.entry)
+
+
+def test_probes_have_what_the_questions_leave_of_the_time_and_end_with_it(campaign, spec_of):
+    (spec, ids), (other, _) = spec_of(), spec_of(attack="fgsm")
+    usual = Diary()
+    (expected, *_) = campaign(usual, folder="usual").answer([spec, other], ids)
+    assert usual.events == ["begin pgd", "probe", "end pgd", "begin fgsm", "end fgsm"]
+    ample = Diary()
+    (record, *_) = campaign(ample, folder="ample", deadline=limited(1e6, Clock())).answer([spec, other], ids)
+    assert ample.events == ["begin pgd", "begin fgsm", "probe", "end pgd", "end fgsm"]
+    assert record.diagnostics == expected.diagnostics
+
+    scarce, clock = Diary(), Clock(tick=0.001)
+    records = campaign(scarce, folder="scarce", deadline=limited(0.5, clock)).answer([spec, other], ids)
+    assert scarce.events == ample.events
+    assert clock.now < 0.51, "the probes, which take several times as long, were cut off"
+    assert [r.status for r in records] == ["complete", "complete"]
+    for made in records:
+        *looked_at, eight_bit = made.diagnostics
+        assert {d.verdict for d in looked_at} == {"not applicable"}
+        assert {d.evidence for d in looked_at} == {"not examined: the 0.5 seconds are over"}
+        assert eight_bit.verdict == "ok", "the rows are enough for this"
+    assert not list((campaign(folder="scarce").store.root / ".work").glob("findings-*")), "it is looked at another time"
+
+
+@pytest.mark.usefixtures("nearest")
+def test_with_a_time_limit_too_one_search_serves_every_epsilon(campaign, spec_of):
+    questions = [spec_of("nearest", f"Linf@{epsilon}") for epsilon in ("0.05", "0.1")]
+    watcher = Watcher()
+    records = campaign(watcher, deadline=limited(1e6, Clock())).answer([q[0] for q in questions], questions[0][1])
+    assert (watcher.computed, [r.status for r in records]) == (250, ["complete", "complete"])
 
 
 def test_batches_grow_and_then_fit_the_time_that_is_left():
@@ -291,7 +353,7 @@ def test_batches_grow_and_then_fit_the_time_that_is_left():
         pace.begin()
         clock.now += 0.5 * size
         pace.end(size)
-    assert sizes[:4] == [8, 16, 32, 64]
+    assert sizes[:4] == [1, 4, 16, 64]
     assert sizes[4:] == sorted(sizes[4:], reverse=True)
     assert 180 < sum(sizes) <= 200, "nearly all of the time is used, and no more"
     assert pace.deadline.passed, "what is left is too short for anything"

@@ -308,6 +308,32 @@ def test_a_flag_stands_until_another_attack_passes_its_check(store: Store) -> No
     assert all(warning.startswith("flagged: ") and "10 of 40 still stand" in warning for warning in table.warnings)
 
 
+def test_an_attack_far_above_the_worst_case_is_marked_and_the_flag_is_not_the_tables(store: Store) -> None:
+    def answer(model, attack, robust, loss, *signs):
+        made = tuple(diagnostic(*sign) for sign in signs)
+        put(store, spec(model, attack, parameters={"loss": loss}), first_of(50, robust), diagnostics=made)
+
+    flagged = (("ce-above-worst", "flag"),)  # of which a quarter is left
+    answer("known", "pgd-20", 40, "ce", *flagged)
+    answer("known", "apgd-t", 12, "dlr-targeted", ("zero-gradients",))
+    answer("worse", "pgd-20", 40, "ce", *flagged)
+    answer("worse", "apgd-t", 30, "dlr-targeted", ("zero-gradients",))
+    answer("sound", "pgd-20", 40, "ce", ("ce-above-worst",))
+    answer("sound", "apgd-t", 36, "dlr-targeted", ("zero-gradients",))
+    (table,) = tables(store)
+    names, marks = values(table, "model"), [cell.note for cell in table.column("pgd-20")]
+    assert dict(zip(names, marks, strict=True)) == {
+        "known": "far above the worst case",
+        "worse": "far above the worst case",
+        "sound": None,
+    }
+    assert {cell.note for cell in table.column("apgd-t")} == {None}, "it follows another loss"
+    reliability = dict(zip(names, values(table, "reliability"), strict=True))
+    assert reliability == {"known": "no flags", "worse": "ce-above-worst", "sound": "no flags"}, (
+        "where the table's worst case is what the flag says was left, nothing of it is too high"
+    )
+
+
 def test_another_rule_of_deciding_has_a_table_of_its_own(store: Store) -> None:
     plain = spec("a")
     put(store, plain, first_of(50, 20), clean=first_of(50, 40))
