@@ -312,7 +312,7 @@ def _status(spec: EvalSpec, store: Store, *, images: bool) -> tuple[str, int]:
 def _outlook(questions: Sequence[Planned]) -> Outlook:
     """Return what is to be computed, with a line that says so."""
     from robench.cli.progress import Outlook
-    from robench.evaluation.findings import probe_work
+    from robench.findings import probe_work
     from robench.reporting.formatting import duration
 
     rest = [q for q in questions if q.status.startswith(("new", "begun"))]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robench.confidence_sequences import draws_needed
-from robench.evaluation.findings import probe_work, unexamined
+from robench.findings import probe_work, unexamined
 from robench.records import EvalRecord, EvalSpec
 from robench.reporting.formatting import duration
 

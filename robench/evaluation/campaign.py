@@ -19,13 +19,13 @@ from robench.evaluation.adversarials import AdversarialFiles, Misclassified
 from robench.evaluation.deadline import Deadline
 from robench.evaluation.deriving import Occasion, derive, follows_from
 from robench.evaluation.diagnostics import Attempt, diagnose
-from robench.evaluation.findings import Findings, findings_key, sample_of
 from robench.evaluation.merging import Remarks, merge, sort_rows, total_cost
 from robench.evaluation.probes import probe
 from robench.evaluation.sampling import Sampling, drawing_order
 from robench.evaluation.shards import Rows, Shard, ShardResult, split
 from robench.evaluation.worker import Worker
 from robench.executors import Executor, in_this_process
+from robench.findings import Findings, findings_key, sample_of
 from robench.planning import code_fingerprint, is_bounded, is_minimum_norm, journal_key
 from robench.records import Diagnostic, EvalRecord, EvalSpec, Provenance, ShardError
 from robench.store import Store, outcome_sha256, publish

@@ -14,8 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from robench.evaluation.diagnostics import diagnose
-from robench.evaluation.findings import NOT_EXAMINED, Findings
 from robench.evaluation.merging import Remarks, merge
+from robench.findings import NOT_EXAMINED, Findings
 from robench.planning import is_minimum_norm
 from robench.records import EvalRecord, EvalSpec
 from robench.store import Rows, Store, outcome_sha256

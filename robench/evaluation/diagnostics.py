@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from robench.evaluation.findings import (
+from robench.evaluation.shards import Rows
+from robench.findings import (
     CROSS_ENTROPY_ALONE,
     NO_RISE,
     SAME_OUTPUTS,
@@ -30,7 +31,6 @@ from robench.evaluation.findings import (
     Role,
     loss_of,
 )
-from robench.evaluation.shards import Rows
 from robench.planning import is_bounded
 from robench.records import Diagnostic, EvalSpec
 from robench.statistics import exceeds, proportion

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from robench.classifier import logit_gap, tensor_float32
 from robench.evaluation.deadline import OutOfTime
-from robench.evaluation.findings import (
+from robench.evaluation.verification import find_violation
+from robench.evaluation.worker import Worker
+from robench.findings import (
     ATTACKS,
     NO_RISE,
     NOISY_COPIES,
@@ -38,8 +40,6 @@ from robench.evaluation.findings import (
     Role,
     Run,
 )
-from robench.evaluation.verification import find_violation
-from robench.evaluation.worker import Worker
 from robench.losses import Criterion, cross_entropy
 from robench.planning import attack_settings
 from robench.random_streams import RandomStream

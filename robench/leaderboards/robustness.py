@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from robench.catalog import LeaderboardEntry
 from robench.confidence_sequences import bounds
 from robench.errors import UnsafeFile
-from robench.evaluation.findings import CROSS_ENTROPY_ALONE, loss_of
+from robench.findings import CROSS_ENTROPY_ALONE, loss_of
 from robench.planning import is_bounded
 from robench.records import Decision, Diagnostic, EvalRecord, EvalSpec, ModelCard, ModelIdentity, canonical_hash
 from robench.statistics import exceeds, groups_of, possible_ranks, separated, wilson

@@ -6,7 +6,7 @@ import pytest
 
 from robench.cli.progress import Bars, EvaluationBar, Outlook
 from robench.confidence_sequences import draws_needed
-from robench.evaluation.findings import probe_work
+from robench.findings import probe_work
 from tests.synthetic import spec
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from robench import catalog
 from robench.errors import EvaluationFailed
 from robench.evaluation.campaign import Campaign, Execution
-from robench.evaluation.findings import Findings
+from robench.findings import Findings
 from robench.store import Store
 from tests.unit.evaluation.conftest import same
 from tests.unit.evaluation.test_merging import MADE

@@ -17,10 +17,10 @@ from robench.checkpoints import load_card_model
 from robench.classifier import Classifier
 from robench.datasets import ArrayImages, fixed_shuffle, open_split, select_examples
 from robench.evaluation.diagnostics import CHECKS, Attempt, diagnose
-from robench.evaluation.findings import Findings, Run, findings_key, sample_of
 from robench.evaluation.probes import Averaged, probe
 from robench.evaluation.shards import Shard
 from robench.evaluation.worker import Worker
+from robench.findings import Findings, Run, findings_key, sample_of
 from robench.records import PLAIN, Configured, Decision, ModelIdentity
 from robench.registry import find_card
 from robench.threat_model import ThreatModel
