@@ -210,7 +210,7 @@ def test_claims_are_decided_by_the_printed_values(tmp_path: Path) -> None:
 
 def test_the_claims_page_counts_every_verdict(site: Path) -> None:
     page = (site / "claims.html").read_text()
-    counts = re.findall(r"(\d+) hold, (\d+) do not, (\d+) are undecided, (\d+) are not measured\.", page)
+    counts = re.findall(r"(\d+) hold, (\d+) do not, (\d+) undecided, (\d+) not measured\.", page)
     assert sum(int(count) for paper in counts for count in paper) == 43
     assert len(counts) == 4
     assert ".verdict-undecided" in page
