@@ -262,6 +262,7 @@ def test_fewer_targets_than_asked_for_are_remarked_on(norm, classes, targets, no
     assert model.ledger.notes == ({"3 targets instead of 9: there are no more classes to aim at"} if noted else set())
 
 
+@both_norms
 @pytest.mark.parametrize("targets", [0, 4])
 def test_top_2_of_a_linear_model(norm, targets):
     """Two boundaries are to be crossed: farther than the second of them alone, and not much."""
